@@ -1,0 +1,223 @@
+"""A simulated fleet for the pure core: instances, a proxy's shares, and an engine without I/O.
+
+The simulation performs what the fold says is running, with outcomes drawn by a `Fate`, and checks the
+fleet's own ground truth (what really runs where) against what the planner believes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from trafficd.core import events as ev
+from trafficd.core import invariants
+from trafficd.core.machine import advance, fold
+from trafficd.core.model import (
+    Direction,
+    Health,
+    Policy,
+    Rollout,
+    Service,
+    StepKey,
+    StepKind,
+    StepRecord,
+    World,
+)
+from trafficd.core.plan import Decision, decide
+
+Decide = Callable[[Service, World, float], Decision]
+Fate = Callable[[StepKey], str]  # "ok", or a reason why the step fails
+
+
+class UnsafeError(AssertionError):
+    """The simulated fleet lost traffic: something was stopped that the proxy still sent to."""
+
+
+@dataclass
+class Fleet:
+    """Ground truth: the version that runs at each address, and the proxy's shares."""
+
+    running: dict[str, str | None] = field(default_factory=dict)
+    shares: dict[str, int] = field(default_factory=dict)
+
+    def start(self, dial: str, version: str | None) -> None:
+        if self.shares.get(dial):
+            raise UnsafeError(f"{dial} was replaced while it had weight")
+        self.running[dial] = version
+
+    def stop(self, dial: str) -> None:
+        if self.shares.get(dial):
+            raise UnsafeError(f"{dial} was stopped while it had weight")
+        self.running.pop(dial, None)
+
+
+@dataclass
+class Simulation:
+    """A daemon without I/O. `journal` is all that survives a `crash`."""
+
+    service: Service
+    fleet: Fleet
+    journal: list[tuple[float, ev.Event]] = field(default_factory=list)
+    health: dict[str, Health] = field(default_factory=dict)
+    now: float = 1000.0
+    decide: Decide = decide
+    fate: Fate = lambda key: "ok"
+    floor: int = 0  # the fewest upstreams that ever carried traffic since `watch`
+    watching: bool = False
+    initial: Service = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.initial = self.service
+
+    # -- the daemon's part -----------------------------------------------------------------------------
+
+    def record(self, event: ev.Event) -> None:
+        self.journal.append((self.now, event))
+        self.service = advance(self.service, self.now, event)
+
+    def world(self) -> World:
+        return World(health=dict(self.health), shares=dict(self.fleet.shares))
+
+    def settle(self, limit: int = 500) -> Decision:
+        """Decide, check, journal and route until there is nothing left to decide."""
+        for _ in range(limit):
+            decision = self.decide(self.service, self.world(), self.now)
+            self.fleet.shares = dict(decision.weights)
+            invariants.check(self.service, self.world(), decision.event)
+            self._watch()
+            if decision.event is None:
+                return decision
+            self.record(decision.event)
+        raise AssertionError("the planner does not come to rest")
+
+    def _watch(self) -> None:
+        if self.watching:
+            carrying = sum(1 for dial in self.fleet.shares if dial in self.fleet.running)
+            self.floor = min(self.floor, carrying)
+
+    def running(self) -> tuple[StepRecord, ...]:
+        rollout = self.service.live
+        return rollout.running_steps() if rollout else ()
+
+    def crash(self) -> None:
+        """Lose everything but the journal and the fleet."""
+        self.service = fold(self.initial, self.journal)
+        serving = {u.id for u in self.service.upstreams.values() if self.fleet.shares.get(u.serving or "")}
+        self.health = {
+            name: Health.UP if name in serving and self.health.get(name) is Health.UP else Health.UNKNOWN
+            for name in self.service.upstreams
+        }
+
+    def probe(self) -> None:
+        """Every upstream outside of work is probed: up where something runs."""
+        for upstream in self.service.upstreams.values():
+            alive = (upstream.serving or upstream.dial) in self.fleet.running
+            self.health[upstream.id] = Health.UP if alive else Health.DOWN
+
+    # -- performing ------------------------------------------------------------------------------------
+
+    def perform(self, key: StepKey) -> None:
+        """End a running step as fate will have it."""
+        rollout = self.service.live
+        assert rollout is not None
+        fate = self.fate(key)
+        dial = self._act(rollout, key, fate)
+        self.record(
+            ev.StepEnded(
+                service=self.service.name,
+                rollout=rollout.id,
+                upstream=key.upstream,
+                direction=key.direction,
+                step=key.kind,
+                ok=fate == "ok",
+                reason="" if fate == "ok" else fate,
+                dial=dial,
+            )
+        )
+
+    def _act(self, rollout: Rollout, key: StepKey, fate: str) -> str | None:
+        tasks = rollout.forward if key.direction is Direction.FORWARD else rollout.revert
+        task = tasks.get(key.upstream or "")
+        if task is None:
+            return None
+        match key.kind:
+            case StepKind.SWAP:
+                dial = task.new_dial or f"allocated-{task.upstream}:{len(self.journal)}"
+                self.fleet.start(dial, task.new_version)
+                if fate != "ok":
+                    self.fleet.running.pop(dial, None)
+                return dial
+            case StepKind.RETIRE:
+                self.fleet.stop(task.old_dial)
+            case StepKind.ADMIT:
+                self.health[task.upstream] = Health.UP
+            case _:
+                pass
+        return None
+
+    def cancel(self, keys: Iterable[StepKey]) -> None:
+        rollout = self.service.live
+        assert rollout is not None
+        for key in sorted(keys, key=str):
+            self.record(
+                ev.StepEnded(
+                    self.service.name,
+                    rollout.id,
+                    key.upstream,
+                    key.direction,
+                    key.kind,
+                    ok=False,
+                    reason="cancelled",
+                )
+            )
+
+    def run(self, limit: int = 2000) -> Rollout:
+        """Run the live rollout to its end, performing steps in the order they were started."""
+        for _ in range(limit):
+            decision = self.settle()
+            if self.service.live is None:
+                assert self.service.rollout is not None
+                return self.service.rollout
+            if decision.cancel:
+                self.cancel(decision.cancel)
+                continue
+            steps = self.running()
+            if steps:
+                self.perform(steps[0].key)
+            else:
+                self.now += 60.0
+                self.probe()
+        raise AssertionError("the rollout does not end")
+
+
+def fleet_of(count: int, *, spare: bool = False, version: str | None = "v1") -> Simulation:
+    """`count` upstreams a, b, c, ... that run `version` and carry traffic."""
+    service = Service("web", stable=version)
+    names = [chr(ord("a") + i) for i in range(count)]
+    fleet = Fleet()
+    for index, name in enumerate(names):
+        dial = f"10.0.0.{index + 1}:80"
+        added = ev.UpstreamAdded("web", name, dial, version, f"10.0.0.{index + 1}:81" if spare else None)
+        service = advance(service, 0.0, added)
+        fleet.running[dial] = version
+    simulation = Simulation(service, fleet)
+    simulation.health = {name: Health.UP for name in names}
+    simulation.settle()
+    return simulation
+
+
+def start(simulation: Simulation, policy: Policy, version: str = "v2") -> None:
+    """Journal the start of a rollout, as the daemon does on request."""
+    simulation.record(
+        ev.RolloutStarted(
+            service="web",
+            rollout="r1",
+            version=version,
+            strategy="rolling",
+            policy=policy,
+            upstreams=tuple(simulation.service.upstreams),
+            previous={name: u.version for name, u in simulation.service.upstreams.items()},
+        )
+    )
+    simulation.floor = len(simulation.fleet.shares)
+    simulation.watching = True

@@ -1,0 +1,245 @@
+"""The journal's events: facts and intents, each with all that folding it needs.
+
+An intent (`StepStarted`, `RolloutStarted`, ...) is journalled before anything is done about it, its
+outcome after. The names in `type` are on disk: they may be added to, never changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trafficd.core.model import Cut, Direction, Phase, Policy, StepKind
+
+
+@dataclass(frozen=True)
+class UpstreamAdded:
+    """An upstream joins: from the configuration at first start, or at run time."""
+
+    service: str
+    upstream: str
+    dial: str
+    version: str | None = None
+    spare_dial: str | None = None
+    configured: bool = False
+    type: Literal["upstream_added"] = "upstream_added"
+
+
+@dataclass(frozen=True)
+class UpstreamRemoved:
+    service: str
+    upstream: str
+    configured: bool = False
+    type: Literal["upstream_removed"] = "upstream_removed"
+
+
+@dataclass(frozen=True)
+class StableSet:
+    """The stable version, known from the configured upstreams."""
+
+    service: str
+    version: str | None
+    type: Literal["stable_set"] = "stable_set"
+
+
+@dataclass(frozen=True)
+class DrainRequested:
+    service: str
+    upstream: str
+    force: bool = False
+    actor: str = ""
+    type: Literal["drain_requested"] = "drain_requested"
+
+
+@dataclass(frozen=True)
+class DrainEnded:
+    """A drain by hand is over; `in_flight` is None where it could not be read."""
+
+    service: str
+    upstream: str
+    drained: bool
+    in_flight: int | None
+    cut: Cut
+    type: Literal["drain_ended"] = "drain_ended"
+
+
+@dataclass(frozen=True)
+class ReadyRequested:
+    """A `ready` by hand; `swapped` says that something new runs there, so the whole gate applies."""
+
+    service: str
+    upstream: str
+    dial: str
+    version: str | None
+    swapped: bool
+    actor: str = ""
+    type: Literal["ready_requested"] = "ready_requested"
+
+
+@dataclass(frozen=True)
+class ReadyEnded:
+    service: str
+    upstream: str
+    ok: bool
+    reason: str = ""
+    type: Literal["ready_ended"] = "ready_ended"
+
+
+@dataclass(frozen=True)
+class CanarySet:
+    service: str
+    percent: float
+    actor: str = ""
+    type: Literal["canary_set"] = "canary_set"
+
+
+@dataclass(frozen=True)
+class Held:
+    service: str
+    actor: str = ""
+    type: Literal["held"] = "held"
+
+
+@dataclass(frozen=True)
+class Released:
+    service: str
+    actor: str = ""
+    type: Literal["released"] = "released"
+
+
+@dataclass(frozen=True)
+class RolloutStarted:
+    service: str
+    rollout: str
+    version: str
+    strategy: str
+    policy: Policy
+    upstreams: tuple[str, ...]
+    previous: dict[str, str | None] = field(default_factory=dict)
+    actor: str = ""
+    message: str = ""
+    key: str | None = None
+    type: Literal["rollout_started"] = "rollout_started"
+
+
+@dataclass(frozen=True)
+class TaskStarted:
+    """An upstream's turn; the steps are named here so that newer code replays an old journal alike."""
+
+    service: str
+    rollout: str
+    upstream: str
+    direction: Direction
+    steps: tuple[StepKind, ...]
+    old_dial: str
+    old_version: str | None
+    new_dial: str | None
+    new_version: str | None
+    type: Literal["task_started"] = "task_started"
+
+
+@dataclass(frozen=True)
+class StepStarted:
+    service: str
+    rollout: str
+    upstream: str | None
+    direction: Direction
+    step: StepKind
+    type: Literal["step_started"] = "step_started"
+
+
+@dataclass(frozen=True)
+class StepEnded:
+    """`dial` is the address the driver returned, where it chose one itself."""
+
+    service: str
+    rollout: str
+    upstream: str | None
+    direction: Direction
+    step: StepKind
+    ok: bool
+    reason: str = ""
+    dial: str | None = None
+    cut: Cut | None = None
+    output: str = ""
+    type: Literal["step_ended"] = "step_ended"
+
+
+@dataclass(frozen=True)
+class Paused:
+    service: str
+    rollout: str
+    actor: str = ""
+    reason: str = ""
+    type: Literal["paused"] = "paused"
+
+
+@dataclass(frozen=True)
+class Resumed:
+    service: str
+    rollout: str
+    actor: str = ""
+    type: Literal["resumed"] = "resumed"
+
+
+@dataclass(frozen=True)
+class AbortRequested:
+    service: str
+    rollout: str
+    revert: bool = True
+    actor: str = ""
+    type: Literal["abort_requested"] = "abort_requested"
+
+
+@dataclass(frozen=True)
+class FailureNoted:
+    """The rollout cannot go on for a reason that is no step's: capacity that never came, say."""
+
+    service: str
+    rollout: str
+    reason: str
+    type: Literal["failure_noted"] = "failure_noted"
+
+
+@dataclass(frozen=True)
+class RevertStarted:
+    service: str
+    rollout: str
+    reason: str
+    type: Literal["revert_started"] = "revert_started"
+
+
+@dataclass(frozen=True)
+class RolloutEnded:
+    service: str
+    rollout: str
+    state: Phase
+    reason: str = ""
+    type: Literal["rollout_ended"] = "rollout_ended"
+
+
+ServiceEvent = (
+    UpstreamAdded
+    | UpstreamRemoved
+    | StableSet
+    | DrainRequested
+    | DrainEnded
+    | ReadyRequested
+    | ReadyEnded
+    | CanarySet
+    | Held
+    | Released
+)
+RolloutEvent = (
+    RolloutStarted
+    | TaskStarted
+    | StepStarted
+    | StepEnded
+    | Paused
+    | Resumed
+    | AbortRequested
+    | FailureNoted
+    | RevertStarted
+    | RolloutEnded
+)
+Event = ServiceEvent | RolloutEvent

@@ -1,0 +1,104 @@
+"""What must never happen, checked at each decision and independent of how the decision was made.
+
+S1  Nothing is stopped or replaced while it has weight: a swap in place or a retirement begins only when
+    its address has none, and after its drain has ended.
+S2  A new instance is not started on an address that has weight.
+S3  At most `max_parallel` upstreams are in work.
+S4  Taking an upstream out of traffic leaves at least `min_ready` that are up.
+S5  Nothing is touched before every upstream is prepared.
+S6  An upstream has at most one running step.
+S7  What is admitted has just passed its gate.
+S8  A rollout ends, and a revert begins, only when no step is running.
+S9  Succeeded means: every upstream of the rollout runs its version.
+"""
+
+from __future__ import annotations
+
+from trafficd.core import events as ev
+from trafficd.core.model import Direction, Phase, Rollout, Service, StepKind, Task, World
+from trafficd.core.routing import available, route
+
+
+class InvariantError(AssertionError):
+    """The planner decided something that must never happen: a bug in trafficd, not in the deploy."""
+
+
+def check(service: Service, world: World, event: ev.Event | None) -> None:
+    """Raise `InvariantError` if journalling and performing `event` now would break an invariant."""
+    rollout = service.live
+    if rollout is None or event is None:
+        return
+    match event:
+        case ev.TaskStarted():
+            _check_task(service, world, rollout, event)
+        case ev.StepStarted():
+            _check_step(service, world, rollout, event)
+        case ev.RolloutEnded() | ev.RevertStarted():
+            _require(not rollout.running_steps(), "S8", "steps are still running")
+            if isinstance(event, ev.RolloutEnded) and event.state is Phase.SUCCEEDED:
+                _check_success(service, rollout)
+        case _:
+            pass
+
+
+def _require(holds: bool, name: str, what: str) -> None:
+    if not holds:
+        raise InvariantError(f"{name}: {what}")
+
+
+def _check_task(service: Service, world: World, rollout: Rollout, event: ev.TaskStarted) -> None:
+    tasks = rollout.forward if event.direction is Direction.FORWARD else rollout.revert
+    in_work = sum(1 for task in tasks.values() if not task.done)
+    _require(in_work < rollout.policy.max_parallel, "S3", f"{in_work} upstreams are in work already")
+    ready = available(service, world)
+    if event.steps[:1] == (StepKind.DRAIN,) and event.upstream in ready:
+        _require(
+            len(ready) - 1 >= rollout.policy.min_ready,
+            "S4",
+            f"taking {event.upstream} out of {sorted(ready)}",
+        )
+    if rollout.policy.prepares and event.direction is Direction.FORWARD:
+        prepared = {s.key.upstream for s in rollout.steps if s.key.kind is StepKind.PREPARE and s.ok}
+        missing = {name for name in rollout.upstreams if name in service.upstreams} - prepared
+        _require(not missing, "S5", f"not prepared: {sorted(missing)}")
+
+
+def _check_step(service: Service, world: World, rollout: Rollout, event: ev.StepStarted) -> None:
+    if event.upstream is None:
+        return
+    busy = [s for s in rollout.running_steps() if s.key.upstream == event.upstream]
+    _require(not busy, "S6", f"{event.upstream} already runs {busy}")
+    tasks = rollout.forward if event.direction is Direction.FORWARD else rollout.revert
+    task = tasks.get(event.upstream)
+    if task is None:
+        return
+    weights = route(service, world).weights
+    if event.step is StepKind.SWAP:
+        _check_swap(rollout, task, weights.get(task.new_dial or "", 0))
+    if event.step is StepKind.RETIRE:
+        _require(not weights.get(task.old_dial), "S1", f"{task.old_dial} has weight and would be stopped")
+    if event.step is StepKind.ADMIT:
+        done = task.steps[: task.cursor]
+        _require(done[-1:] == (StepKind.GATE,), "S7", f"{task.upstream} has not passed its gate: {done}")
+
+
+def _check_swap(rollout: Rollout, task: Task, weight: int) -> None:
+    in_place = task.new_dial == task.old_dial
+    _require(not weight, "S1" if in_place else "S2", f"{task.new_dial} has weight and would be replaced")
+    begun = rollout.forward[task.upstream]
+    if in_place and task.direction is Direction.FORWARD:
+        drained = StepKind.DRAIN in task.steps[: task.cursor]
+        _require(drained, "S1", f"{task.upstream} was not drained")
+    elif in_place and begun.admitted:
+        _require(StepKind.DRAIN in task.steps[: task.cursor], "S1", f"{task.upstream} was not drained again")
+
+
+def _check_success(service: Service, rollout: Rollout) -> None:
+    for name in rollout.upstreams:
+        upstream = service.upstreams.get(name)
+        if upstream is not None:
+            _require(
+                upstream.version == rollout.version,
+                "S9",
+                f"{name} runs {upstream.version}, not {rollout.version}",
+            )

@@ -1,0 +1,310 @@
+"""The fold: a service's state after one more event.
+
+The same function replays the journal at start and advances the state in live operation, so a resumed
+daemon stands exactly where the killed one stood. Folding never fails on a journal that this code wrote;
+an event about something unknown (an upstream removed since) changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from trafficd.core import events as ev
+from trafficd.core.model import (
+    Abort,
+    Direction,
+    Gating,
+    Phase,
+    Rollout,
+    Service,
+    StepKey,
+    StepKind,
+    StepRecord,
+    Task,
+    Upstream,
+)
+
+_ONCE = (StepKind.BEFORE_ROLLOUT, StepKind.AFTER_ROLLOUT, StepKind.ON_FAILURE)
+
+
+def fold(service: Service, history: Iterable[tuple[float, ev.Event]]) -> Service:
+    """The state after all of `history`, pairs of (time, event), oldest first."""
+    for at, event in history:
+        service = advance(service, at, event)
+    return service
+
+
+def advance(service: Service, at: float, event: ev.Event) -> Service:
+    """The state after one event that happened at `at`."""
+    match event:
+        case (
+            ev.UpstreamAdded()
+            | ev.UpstreamRemoved()
+            | ev.DrainRequested()
+            | ev.DrainEnded()
+            | ev.ReadyRequested()
+            | ev.ReadyEnded()
+        ):
+            return _upstream_event(service, at, event)
+        case ev.StableSet(version=version):
+            return replace(service, stable=version)
+        case ev.CanarySet(percent=percent):
+            return replace(service, canary_percent=percent)
+        case ev.Held():
+            return replace(service, held=True)
+        case ev.Released():
+            return replace(service, held=False)
+        case ev.RolloutStarted():
+            return _rollout_started(service, at, event)
+        case _:
+            rollout = service.rollout
+            if rollout is None or rollout.id != event.rollout:
+                return service
+            return _rollout_event(service, replace(rollout, changed_at=at), at, event)
+
+
+# -- upstreams -----------------------------------------------------------------------------------------
+
+
+def _upstream_event(service: Service, at: float, event: ev.ServiceEvent) -> Service:
+    if isinstance(event, ev.UpstreamAdded):
+        added = Upstream(
+            id=event.upstream,
+            dial=event.dial,
+            version=event.version,
+            spare_dial=event.spare_dial,
+            serving=event.dial,
+        )
+        return _put(service, added)
+    if not isinstance(
+        event, ev.UpstreamRemoved | ev.DrainRequested | ev.DrainEnded | ev.ReadyRequested | ev.ReadyEnded
+    ):
+        return service
+    upstream = service.upstreams.get(event.upstream)
+    if upstream is None:
+        return service
+    match event:
+        case ev.UpstreamRemoved():
+            rest = {key: value for key, value in service.upstreams.items() if key != event.upstream}
+            return replace(service, upstreams=rest)
+        case ev.DrainRequested():
+            return _put(service, replace(upstream, drained=True, gating=None))
+        case ev.ReadyRequested():
+            gating = Gating(since=at, swapped=event.swapped, version=event.version, dial=event.dial)
+            return _put(service, replace(upstream, gating=gating))
+        case ev.ReadyEnded():
+            return _put(service, _readied(upstream, event.ok))
+        case ev.DrainEnded():
+            return service
+
+
+def _readied(upstream: Upstream, ok: bool) -> Upstream:
+    gating = upstream.gating
+    if gating is None or not ok:
+        return replace(upstream, gating=None)
+    spare = upstream.dial if gating.dial == upstream.spare_dial else upstream.spare_dial
+    return replace(
+        upstream,
+        gating=None,
+        drained=False,
+        dial=gating.dial,
+        spare_dial=spare,
+        version=gating.version,
+        serving=gating.dial,
+    )
+
+
+def _put(service: Service, upstream: Upstream) -> Service:
+    return replace(service, upstreams={**service.upstreams, upstream.id: upstream})
+
+
+# -- rollouts ------------------------------------------------------------------------------------------
+
+
+def _rollout_started(service: Service, at: float, event: ev.RolloutStarted) -> Service:
+    rollout = Rollout(
+        id=event.rollout,
+        service=event.service,
+        version=event.version,
+        strategy=event.strategy,
+        policy=event.policy,
+        upstreams=event.upstreams,
+        previous=event.previous,
+        started_at=at,
+        changed_at=at,
+        actor=event.actor,
+        message=event.message,
+        key=event.key,
+    )
+    return replace(service, rollout=rollout, mixing=event.version, canary_percent=None)
+
+
+def _rollout_event(service: Service, rollout: Rollout, at: float, event: ev.Event) -> Service:
+    match event:
+        case ev.TaskStarted():
+            return replace(service, rollout=_task_started(rollout, event))
+        case ev.StepStarted():
+            return _step_started(service, rollout, at, event)
+        case ev.StepEnded():
+            return _step_ended(service, rollout, at, event)
+        case ev.Paused():
+            return replace(service, rollout=replace(rollout, paused=True))
+        case ev.Resumed():
+            return replace(service, rollout=replace(rollout, paused=False))
+        case ev.AbortRequested(revert=revert, actor=actor):
+            return _abort_requested(service, rollout, revert=revert, actor=actor)
+        case ev.FailureNoted(reason=reason):
+            return replace(service, rollout=_failed(rollout, reason))
+        case ev.RevertStarted(reason=reason):
+            rollout = replace(rollout, phase=Phase.REVERTING, failure=rollout.failure or reason)
+            return replace(service, rollout=rollout)
+        case ev.RolloutEnded():
+            return _rollout_ended(service, rollout, at, event)
+        case _:
+            return service
+
+
+def _abort_requested(service: Service, rollout: Rollout, *, revert: bool, actor: str) -> Service:
+    # A revert under way is not started again; it can only be told to stop.
+    phase = rollout.phase if rollout.phase is Phase.REVERTING and revert else Phase.ABORTING
+    reason = f"aborted by {actor}" if actor else "aborted"
+    rollout = replace(
+        rollout,
+        phase=phase,
+        paused=False,
+        abort=Abort(revert, actor),
+        failure=rollout.failure or reason,
+    )
+    return replace(service, rollout=rollout, mixing=None)
+
+
+def _rollout_ended(service: Service, rollout: Rollout, at: float, event: ev.RolloutEnded) -> Service:
+    ended = replace(rollout, phase=event.state, ended_at=at, reason=event.reason, paused=False)
+    match event.state:
+        case Phase.SUCCEEDED:
+            history = service.history
+            if service.stable is not None and service.stable != rollout.version:
+                history = (*history, service.stable)
+            return replace(
+                service,
+                rollout=ended,
+                stable=rollout.version,
+                mixing=None,
+                canary_percent=None,
+                history=history,
+            )
+        case Phase.STUCK:
+            # What still works goes on serving, whichever version it is.
+            return replace(service, rollout=ended, mixing=rollout.version)
+        case _:
+            return replace(service, rollout=ended, mixing=None)
+
+
+def _task_started(rollout: Rollout, event: ev.TaskStarted) -> Rollout:
+    task = Task(
+        upstream=event.upstream,
+        direction=event.direction,
+        steps=event.steps,
+        old_dial=event.old_dial,
+        old_version=event.old_version,
+        new_dial=event.new_dial,
+        new_version=event.new_version,
+    )
+    touched = rollout.touched
+    if event.direction is Direction.FORWARD and event.upstream not in touched:
+        touched = (*touched, event.upstream)
+    return _put_task(replace(rollout, touched=touched), task)
+
+
+def _put_task(rollout: Rollout, task: Task) -> Rollout:
+    if task.direction is Direction.FORWARD:
+        return replace(rollout, forward={**rollout.forward, task.upstream: task})
+    return replace(rollout, revert={**rollout.revert, task.upstream: task})
+
+
+def _task(rollout: Rollout, key: StepKey) -> Task | None:
+    if key.upstream is None or key.kind in _ONCE or key.kind is StepKind.PREPARE:
+        return None
+    tasks = rollout.forward if key.direction is Direction.FORWARD else rollout.revert
+    return tasks.get(key.upstream)
+
+
+def _step_started(service: Service, rollout: Rollout, at: float, event: ev.StepStarted) -> Service:
+    key = StepKey(event.upstream, event.direction, event.step)
+    rollout = replace(rollout, steps=(*rollout.steps, StepRecord(key=key, started_at=at)))
+    task = _task(rollout, key)
+    if task is None:
+        return replace(service, rollout=rollout)
+    task = _marked(task, event.step)
+    service = replace(service, rollout=_put_task(rollout, task))
+    upstream = service.upstreams.get(task.upstream)
+    if upstream is None:
+        return service
+    if event.step is StepKind.DRAIN and upstream.serving == task.old_dial:
+        return _put(service, replace(upstream, serving=None))
+    if event.step is StepKind.ADMIT and task.new_dial is not None:
+        return _put(service, _moved(upstream, task, task.new_dial))
+    return service
+
+
+def _marked(task: Task, step: StepKind) -> Task:
+    """The task with its step begun: how far it came decides what a revert has to undo."""
+    return replace(
+        task,
+        running=True,
+        drain_begun=task.drain_begun or step is StepKind.DRAIN,
+        swapped=task.swapped or step is StepKind.SWAP,
+        admitted=task.admitted or step is StepKind.ADMIT,
+        retired=task.retired or step is StepKind.RETIRE,
+    )
+
+
+def _moved(upstream: Upstream, task: Task, dial: str) -> Upstream:
+    """The upstream serves at the task's new address; with start_first the two addresses change roles."""
+    spare = upstream.spare_dial
+    if dial == spare:
+        spare = upstream.dial
+    return replace(upstream, dial=dial, spare_dial=spare, version=task.new_version, serving=dial)
+
+
+def _step_ended(service: Service, rollout: Rollout, at: float, event: ev.StepEnded) -> Service:
+    key = StepKey(event.upstream, event.direction, event.step)
+    steps = tuple(
+        replace(step, ended_at=at, ok=event.ok, reason=event.reason, cut=event.cut, output=event.output)
+        if step.key == key and step.ended_at is None
+        else step
+        for step in rollout.steps
+    )
+    rollout = replace(rollout, steps=steps)
+    if not event.ok and event.step is StepKind.AFTER_ROLLOUT:
+        rollout = replace(rollout, warnings=(*rollout.warnings, f"after_rollout: {event.reason}"))
+    task = _task(rollout, key)
+    if task is None:
+        if not event.ok and event.step in (StepKind.BEFORE_ROLLOUT, StepKind.PREPARE):
+            where = f" of {event.upstream}" if event.upstream else ""
+            failure = f"{event.step}{where}: {event.reason}"
+            rollout = _failed(rollout, failure)
+        return replace(service, rollout=rollout)
+    return _task_step_ended(service, rollout, task, event)
+
+
+def _failed(rollout: Rollout, reason: str) -> Rollout:
+    """The first failure is the one that counts; one while reverting is another matter."""
+    if rollout.phase is Phase.REVERTING:
+        return replace(rollout, revert_failure=rollout.revert_failure or reason)
+    return replace(rollout, failure=rollout.failure or reason)
+
+
+def _task_step_ended(service: Service, rollout: Rollout, task: Task, event: ev.StepEnded) -> Service:
+    if not event.ok:
+        task = replace(task, running=False, failed=event.reason or "failed")
+        failure = f"{task.upstream}: {event.step}: {event.reason}"
+        return replace(service, rollout=_failed(_put_task(rollout, task), failure))
+    task = replace(task, running=False, cursor=task.cursor + 1, new_dial=event.dial or task.new_dial)
+    service = replace(service, rollout=_put_task(rollout, task))
+    upstream = service.upstreams.get(task.upstream)
+    if upstream is not None and event.step is StepKind.SWAP and task.new_dial == task.old_dial:
+        # Stop first: what runs at this one address is the new version now, in traffic or not.
+        service = _put(service, replace(upstream, version=task.new_version))
+    return service

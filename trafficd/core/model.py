@@ -1,0 +1,295 @@
+"""The words of a deploy as values: upstreams, policies, steps, tasks, rollouts, and a service's state.
+
+All values are frozen; `machine` makes the next one from an event. Times are seconds since the epoch,
+durations are seconds. An address is "host:port" (`proxy.model.parse_dial`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Order(StrEnum):
+    """Which goes first when an instance is replaced."""
+
+    STOP_FIRST = "stop_first"
+    START_FIRST = "start_first"
+
+
+class Phase(StrEnum):
+    """Where a rollout stands. The last four are ends."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    PROMOTING = "promoting"
+    ABORTING = "aborting"
+    REVERTING = "reverting"
+    SUCCEEDED = "succeeded"
+    REVERTED = "reverted"
+    FAILED = "failed"
+    STUCK = "stuck"
+
+    @property
+    def ended(self) -> bool:
+        return self in _ENDS
+
+
+_ENDS = frozenset({Phase.SUCCEEDED, Phase.REVERTED, Phase.FAILED, Phase.STUCK})
+
+
+class StepKind(StrEnum):
+    """What a step does. A step is the smallest observable, resumable advance of a rollout."""
+
+    BEFORE_ROLLOUT = "before_rollout"  # hook, once
+    PREPARE = "prepare"  # pull, unpack: before any upstream is touched
+    DRAIN = "drain"  # out of traffic, then wait for what is open
+    BEFORE_SWAP = "before_swap"  # hook, on the drained old instance
+    SWAP = "swap"  # the driver brings the new instance up at the new address
+    AFTER_SWAP = "after_swap"  # hook, on the new instance
+    GATE = "gate"  # healthy without a break
+    ADMIT = "admit"  # into traffic
+    RETIRE = "retire"  # start_first: the old instance, drained, is stopped
+    AFTER_ROLLOUT = "after_rollout"  # hook, once
+    ON_FAILURE = "on_failure"  # hook, once, when the version did not make it
+
+
+HOOKS = frozenset(
+    {
+        StepKind.BEFORE_ROLLOUT,
+        StepKind.BEFORE_SWAP,
+        StepKind.AFTER_SWAP,
+        StepKind.AFTER_ROLLOUT,
+        StepKind.ON_FAILURE,
+    }
+)
+
+
+class Direction(StrEnum):
+    """Whether a task brings the new version in or the old one back."""
+
+    FORWARD = "forward"
+    REVERT = "revert"
+
+
+class Health(StrEnum):
+    """What the probes say. UNKNOWN: not probed yet, and never taken for UP."""
+
+    UP = "up"
+    DOWN = "down"
+    UNKNOWN = "unknown"
+
+
+class StepKey(NamedTuple):
+    """Names one step of a rollout; `upstream` is None for the steps done once."""
+
+    upstream: str | None
+    direction: Direction
+    kind: StepKind
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a rollout goes about it; journalled with the rollout, so that a restart with another
+    configuration does not change the meaning of a rollout that is under way.
+
+    `max_parallel` and `min_ready` are numbers of upstreams, already resolved from percentages.
+    """
+
+    max_parallel: int = 1
+    min_ready: int = 1
+    order: Order = Order.STOP_FIRST
+    min_healthy_time: float = 10.0
+    healthy_deadline: float = 300.0
+    drain_timeout: float = 30.0
+    drain_quiet: float = 0.25
+    auto_revert: bool = True
+    swap_timeout: float = 600.0
+    prepare_timeout: float = 600.0
+    hook_timeout: float = 300.0
+    prepares: bool = False  # the driver has something to do before the first upstream is touched
+    retires: bool = False  # the driver stops the old instance in start_first
+    external: bool = False  # the caller replaces the instance and then says ready
+    hooks: tuple[StepKind, ...] = ()
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """One place an instance runs at, as the journal knows it.
+
+    `serving` is the address that may receive traffic, None while the upstream is out of it by a step of
+    a rollout; `drained` is the operator's word and outlives rollouts. `gating` is set while a `ready` by
+    hand is under way.
+    """
+
+    id: str
+    dial: str
+    version: str | None = None
+    spare_dial: str | None = None
+    serving: str | None = None
+    drained: bool = False
+    gating: Gating | None = None
+    removed: bool = False
+
+
+@dataclass(frozen=True)
+class Gating:
+    """A `ready` by hand that has not passed its gate yet. `swapped`: something new runs there."""
+
+    since: float
+    swapped: bool
+    version: str | None
+    dial: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What was still open when a drain gave up waiting."""
+
+    requests: int = 0
+    streams: int = 0
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step, running (`ended_at` None) or ended."""
+
+    key: StepKey
+    started_at: float
+    ended_at: float | None = None
+    ok: bool = False
+    reason: str = ""
+    cut: Cut | None = None
+    output: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """The steps of one upstream, in one direction.
+
+    `old` is the address and version at the start, `new` where the task wants to go; `new_dial` is None
+    until the driver has named it. `cursor` points at the next step, or at the one that runs or failed.
+    """
+
+    upstream: str
+    direction: Direction
+    steps: tuple[StepKind, ...]
+    old_dial: str
+    old_version: str | None
+    new_dial: str | None
+    new_version: str | None
+    cursor: int = 0
+    running: bool = False
+    failed: str | None = None
+    swapped: bool = False  # the swap has at least begun
+    admitted: bool = False  # the new address has at least begun to receive traffic
+    retired: bool = False  # the old instance has at least begun to be stopped
+    drain_begun: bool = False
+
+    @property
+    def done(self) -> bool:
+        return self.cursor >= len(self.steps) and self.failed is None
+
+    @property
+    def step(self) -> StepKey:
+        return StepKey(self.upstream, self.direction, self.steps[self.cursor])
+
+
+@dataclass(frozen=True)
+class Abort:
+    """Somebody asked to abort; `revert` says whether the old version is to be brought back."""
+
+    revert: bool
+    actor: str
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One journalled attempt to bring a service to a version."""
+
+    id: str
+    service: str
+    version: str
+    strategy: str
+    policy: Policy
+    upstreams: tuple[str, ...]
+    previous: Mapping[str, str | None]
+    started_at: float
+    actor: str = ""
+    message: str = ""
+    key: str | None = None
+    phase: Phase = Phase.RUNNING
+    paused: bool = False
+    abort: Abort | None = None
+    failure: str | None = None
+    revert_failure: str | None = None
+    forward: Mapping[str, Task] = field(default_factory=dict)
+    revert: Mapping[str, Task] = field(default_factory=dict)
+    once: Mapping[StepKey, StepRecord] = field(default_factory=dict)  # hooks and prepares
+    steps: tuple[StepRecord, ...] = ()
+    touched: tuple[str, ...] = ()  # in the order their tasks began
+    changed_at: float = 0.0
+    ended_at: float | None = None
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def live(self) -> bool:
+        return not self.phase.ended
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return (*self.forward.values(), *self.revert.values())
+
+    def running_steps(self) -> tuple[StepRecord, ...]:
+        return tuple(step for step in self.steps if step.ended_at is None)
+
+
+@dataclass(frozen=True)
+class Service:
+    """Everything the journal knows about one service."""
+
+    name: str
+    upstreams: Mapping[str, Upstream] = field(default_factory=dict)
+    stable: str | None = None
+    mixing: str | None = None  # a second version that may receive traffic beside the stable one
+    canary_percent: float | None = None
+    held: bool = False
+    rollout: Rollout | None = None  # the newest one, live or ended
+    history: tuple[str, ...] = ()  # stable versions, oldest first
+
+    @property
+    def live(self) -> Rollout | None:
+        return self.rollout if self.rollout is not None and self.rollout.live else None
+
+    def regular(self, upstream: Upstream) -> bool:
+        """Whether the upstream's version takes part in ordinary traffic.
+
+        Versions that nobody named are taken for the stable one.
+        """
+        known = (None, self.stable, self.mixing)
+        return self.stable is None or upstream.version in known
+
+
+@dataclass(frozen=True)
+class World:
+    """What was observed: health per upstream id, and the shares the proxy has now (slots per address)."""
+
+    health: Mapping[str, Health] = field(default_factory=dict)
+    shares: Mapping[str, int] = field(default_factory=dict)
+
+    def up(self, upstream: str) -> bool:
+        return self.health.get(upstream, Health.UNKNOWN) is Health.UP
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What is waited for, since when, and until when at the latest (None: as long as it takes)."""
+
+    upstream: str | None
+    what: str
+    since: float
+    until: float | None = None
+    expected: float | None = None

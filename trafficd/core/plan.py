@@ -1,0 +1,378 @@
+"""Decide the next action of a rollout, purely: (state, observed world, now) -> the next event to journal.
+
+`decide` names at most one event. The engine journals it, folds it, and asks again, so every point between
+two events is one where a crash may happen and the same question is asked after the restart. A step that
+the fold says is running is performed by the engine; performing is idempotent.
+
+Safety is stated and checked apart from this module, in `invariants`. Liveness: every wait is bounded by
+the policy, except a pause and the caller's part with an external driver after its time-out is lifted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from trafficd.core import events as ev
+from trafficd.core.model import (
+    Direction,
+    Order,
+    Phase,
+    Policy,
+    Rollout,
+    Service,
+    StepKey,
+    StepKind,
+    StepRecord,
+    Task,
+    Upstream,
+    Wait,
+    World,
+)
+from trafficd.core.routing import available, route
+from trafficd.core.strategy import forward_steps, replaces, revert_steps
+
+MAX_PREPARES = 4  # images are pulled side by side, but not fifty at once
+
+# What may be given up at once when the rollout fails by itself; a swap or a hook is let finish.
+_INTERRUPTIBLE = frozenset({StepKind.DRAIN, StepKind.GATE, StepKind.PREPARE})
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do now: `event` to journal (None: nothing), `weights` to route by, `cancel` to stop doing."""
+
+    weights: Mapping[str, int]
+    panic: str | None = None
+    event: ev.Event | None = None
+    cancel: frozenset[StepKey] = frozenset()
+    waits: tuple[Wait, ...] = field(default=())
+
+
+def decide(service: Service, world: World, now: float) -> Decision:
+    """The next decision for one service."""
+    routing = route(service, world)
+    rollout = service.live
+    if rollout is None:
+        return Decision(routing.weights, routing.panic)
+    event = _next_event(service, rollout, world, now)
+    return Decision(
+        weights=routing.weights,
+        panic=routing.panic,
+        event=event,
+        cancel=_cancelled(rollout),
+        waits=() if event else _waits(service, rollout, world),
+    )
+
+
+def _next_event(service: Service, rollout: Rollout, world: World, now: float) -> ev.Event | None:
+    failing = rollout.failure is not None or rollout.phase is Phase.ABORTING
+    if rollout.phase is Phase.REVERTING:
+        return _revert(service, rollout, world, now)
+    if failing:
+        return _after_failure(rollout)
+    return _forward(service, rollout, world, now)
+
+
+def _cancelled(rollout: Rollout) -> frozenset[StepKey]:
+    running = rollout.running_steps()
+    if rollout.phase is Phase.ABORTING:
+        return frozenset(s.key for s in running if s.key.kind is not StepKind.ON_FAILURE)
+    failing = rollout.revert_failure if rollout.phase is Phase.REVERTING else rollout.failure
+    if failing is None:
+        return frozenset()
+    return frozenset(s.key for s in running if s.key.kind in _INTERRUPTIBLE)
+
+
+# -- forward -------------------------------------------------------------------------------------------
+
+
+def _forward(service: Service, rollout: Rollout, world: World, now: float) -> ev.Event | None:
+    started = _advance(rollout, rollout.forward)
+    if started is not None:
+        return started
+    if rollout.paused:
+        return None
+    first = _once(rollout, StepKind.BEFORE_ROLLOUT)
+    if first is not None:
+        return _start(rollout, first) if not _record(rollout, first) else None
+    if rollout.policy.prepares:
+        waiting, event = _prepare(service, rollout)
+        if waiting:
+            return event
+    if all(task.done for task in _forward_tasks(service, rollout)) and not _pending(service, rollout):
+        return _finish(rollout)
+    return _begin(service, rollout, _pending(service, rollout), world, now)
+
+
+def _finish(rollout: Rollout) -> ev.Event | None:
+    last = _once(rollout, StepKind.AFTER_ROLLOUT)
+    if last is not None:
+        return _start(rollout, last) if not _record(rollout, last) else None
+    return ev.RolloutEnded(rollout.service, rollout.id, Phase.SUCCEEDED, "; ".join(rollout.warnings))
+
+
+def _prepare(service: Service, rollout: Rollout) -> tuple[bool, ev.Event | None]:
+    keys = [
+        StepKey(u, Direction.FORWARD, StepKind.PREPARE) for u in rollout.upstreams if u in service.upstreams
+    ]
+    records = {key: _record(rollout, key) for key in keys}
+    running = sum(1 for record in records.values() if record and record.ended_at is None)
+    fresh = next((key for key in keys if records[key] is None), None)
+    if fresh is not None and running < MAX_PREPARES:
+        return True, _start(rollout, fresh)
+    return fresh is not None or running > 0, None
+
+
+def _forward_tasks(service: Service, rollout: Rollout) -> list[Task]:
+    return [task for name, task in rollout.forward.items() if name in service.upstreams]
+
+
+def _pending(service: Service, rollout: Rollout) -> list[Task]:
+    """The turns that have not begun, in the rollout's order."""
+    return [
+        _forward_task(service.upstreams[name], rollout)
+        for name in rollout.upstreams
+        if name in service.upstreams and name not in rollout.forward
+    ]
+
+
+def _forward_task(upstream: Upstream, rollout: Rollout) -> Task:
+    start_first = rollout.policy.order is Order.START_FIRST
+    return Task(
+        upstream=upstream.id,
+        direction=Direction.FORWARD,
+        steps=forward_steps(rollout.policy),
+        old_dial=upstream.dial,
+        old_version=upstream.version,
+        new_dial=upstream.spare_dial if start_first else upstream.dial,
+        new_version=rollout.version,
+    )
+
+
+def _begin(
+    service: Service, rollout: Rollout, pending: list[Task], world: World, now: float
+) -> ev.Event | None:
+    """Begin the next turn, if the policy's limits allow one."""
+    policy = rollout.policy
+    tasks = rollout.revert if rollout.phase is Phase.REVERTING else rollout.forward
+    in_work = sum(1 for task in tasks.values() if not task.done)
+    if not pending or in_work >= policy.max_parallel:
+        return None
+    ready = available(service, world)
+    free = [task for task in pending if _cost(task, ready) == 0]
+    costly = [task for task in pending if _cost(task, ready) > 0]
+    if free:
+        chosen = free[0]
+    elif len(ready) - 1 >= policy.min_ready:
+        chosen = costly[0]
+    elif not in_work and now - rollout.changed_at >= policy.healthy_deadline:
+        return ev.FailureNoted(rollout.service, rollout.id, _short_of(ready, policy))
+    else:
+        return None
+    return ev.TaskStarted(
+        service=rollout.service,
+        rollout=rollout.id,
+        upstream=chosen.upstream,
+        direction=chosen.direction,
+        steps=chosen.steps,
+        old_dial=chosen.old_dial,
+        old_version=chosen.old_version,
+        new_dial=chosen.new_dial,
+        new_version=chosen.new_version,
+    )
+
+
+def _short_of(ready: frozenset[str], policy: Policy) -> str:
+    return (
+        f"{len(ready)} upstreams are ready and min_ready is {policy.min_ready}: taking one more out would "
+        f"leave too few, and none came back within {policy.healthy_deadline:g} s"
+    )
+
+
+def _cost(task: Task, ready: frozenset[str]) -> int:
+    """How many ready upstreams the turn takes away: one that drains first and carries traffic now."""
+    drains_first = task.steps[:1] == (StepKind.DRAIN,)
+    return 1 if drains_first and task.upstream in ready else 0
+
+
+def _advance(rollout: Rollout, tasks: Mapping[str, Task]) -> ev.Event | None:
+    for task in tasks.values():
+        if not task.running and task.failed is None and not task.done:
+            return _start(rollout, task.step)
+    return None
+
+
+def _start(rollout: Rollout, key: StepKey) -> ev.StepStarted:
+    return ev.StepStarted(rollout.service, rollout.id, key.upstream, key.direction, key.kind)
+
+
+def _once(rollout: Rollout, kind: StepKind) -> StepKey | None:
+    """The key of a once-only hook that is configured and has not ended yet."""
+    key = StepKey(None, Direction.FORWARD, kind)
+    record = _record(rollout, key)
+    if kind not in rollout.policy.hooks or (record is not None and record.ended_at is not None):
+        return None
+    return key
+
+
+def _record(rollout: Rollout, key: StepKey) -> StepRecord | None:
+    return next((step for step in reversed(rollout.steps) if step.key == key), None)
+
+
+# -- failure and revert --------------------------------------------------------------------------------
+
+
+def _after_failure(rollout: Rollout) -> ev.Event | None:
+    if rollout.running_steps():
+        return None
+    if any(True for _ in _due(rollout)):
+        return ev.RevertStarted(rollout.service, rollout.id, rollout.failure or "failed")
+    return _end(rollout)
+
+
+def _due(rollout: Rollout) -> Iterator[Task]:
+    """The reverts that have not begun, newest first."""
+    for name in reversed(rollout.touched):
+        task = rollout.forward[name]
+        steps = revert_steps(rollout.policy, task)
+        if not steps or name in rollout.revert:
+            continue
+        back = Task(
+            upstream=name,
+            direction=Direction.REVERT,
+            steps=steps,
+            old_dial=task.new_dial or task.old_dial,
+            old_version=rollout.version,
+            new_dial=task.old_dial,
+            new_version=task.old_version,
+        )
+        if _refused(rollout, task, back) is None:
+            yield back
+
+
+def _refused(rollout: Rollout, task: Task, back: Task) -> str | None:
+    """Why an upstream is not brought back, or None when it is."""
+    if not task.swapped:
+        return None  # nothing was replaced: it is only let in again
+    wanted = rollout.abort.revert if rollout.abort else rollout.policy.auto_revert
+    if not wanted:
+        return "a revert was not wanted"
+    if not replaces(back):
+        return None
+    if task.old_version is None:
+        return "the version before is not known (set `version` of the upstream in the configuration)"
+    if task.old_version == rollout.version:
+        return f"what ran before was {rollout.version} as well: there is nothing to go back to"
+    return None
+
+
+def _left(rollout: Rollout) -> list[tuple[str, str]]:
+    """Upstreams that were replaced and are not brought back, with the reason."""
+    left = []
+    for name in rollout.touched:
+        task = rollout.forward[name]
+        steps = revert_steps(rollout.policy, task)
+        back = rollout.revert.get(name)
+        if not task.swapped or not steps or (back is not None and back.done):
+            continue
+        probe = Task(name, Direction.REVERT, steps, task.old_dial, None, task.old_dial, task.old_version)
+        left.append((name, _refused(rollout, task, probe) or "its revert did not end"))
+    return left
+
+
+def _revert(service: Service, rollout: Rollout, world: World, now: float) -> ev.Event | None:
+    if rollout.revert_failure is not None:
+        return None if rollout.running_steps() else _end(rollout)
+    started = _advance(rollout, rollout.revert)
+    if started is not None:
+        return started
+    due = [task for task in _due(rollout) if task.upstream in service.upstreams]
+    if not due:
+        unfinished = any(not task.done for task in rollout.revert.values())
+        return None if unfinished or rollout.paused else _end(rollout)
+    if rollout.paused:
+        return None
+    # Newest first: only the newest may begin, or one that takes nothing out of traffic.
+    return _begin(service, rollout, due, world, now)
+
+
+def ending(rollout: Rollout) -> tuple[Phase, str]:
+    """The state and reason a rollout that did not succeed ends with, as things stand."""
+    failure = rollout.failure or "failed"
+    if rollout.revert_failure is not None:
+        return Phase.STUCK, (
+            f"{failure}; bringing the old version back failed as well: {rollout.revert_failure}. "
+            f"Traffic goes to what still works. Look at the failed upstream, repair it, and say "
+            f"`trafficd ready {rollout.service} UPSTREAM`, or deploy a version that works"
+        )
+    replaced = [name for name in rollout.touched if rollout.forward[name].swapped]
+    left = _left(rollout)
+    if not replaced:
+        return Phase.FAILED, f"{failure}; nothing was replaced"
+    if left:
+        what = "; ".join(f"{name} was not brought back: {why}" for name, why in left)
+        return Phase.FAILED, f"{failure}; {what}"
+    return Phase.REVERTED, failure
+
+
+def _end(rollout: Rollout) -> ev.Event | None:
+    hook = _once(rollout, StepKind.ON_FAILURE)
+    if hook is not None:
+        return _start(rollout, hook) if not _record(rollout, hook) else None
+    state, reason = ending(rollout)
+    return ev.RolloutEnded(rollout.service, rollout.id, state, reason)
+
+
+# -- what is waited for --------------------------------------------------------------------------------
+
+
+def _waits(service: Service, rollout: Rollout, world: World) -> tuple[Wait, ...]:
+    waits = [_step_wait(service, rollout, step) for step in rollout.running_steps()]
+    if rollout.paused:
+        waits.append(
+            Wait(None, "paused: `trafficd resume` goes on, `trafficd abort` gives up", rollout.changed_at)
+        )
+    elif not waits:
+        ready = available(service, world)
+        what = (
+            f"another upstream to become ready: {len(ready)} are, and taking one out must leave "
+            f"min_ready = {rollout.policy.min_ready}"
+        )
+        waits.append(
+            Wait(None, what, rollout.changed_at, rollout.changed_at + rollout.policy.healthy_deadline)
+        )
+    return tuple(waits)
+
+
+def _step_wait(service: Service, rollout: Rollout, step: StepRecord) -> Wait:
+    policy, key, since = rollout.policy, step.key, step.started_at
+    where = f" of {key.upstream}" if key.upstream else ""
+    match key.kind:
+        case StepKind.DRAIN:
+            return Wait(
+                key.upstream,
+                f"open requests{where} to end",
+                since,
+                since + policy.drain_timeout + policy.drain_quiet,
+                since + policy.drain_quiet,
+            )
+        case StepKind.GATE:
+            what = f"{key.upstream} to be healthy for {policy.min_healthy_time:g} s without a break"
+            return Wait(
+                key.upstream, what, since, since + policy.healthy_deadline, since + policy.min_healthy_time
+            )
+        case StepKind.SWAP if policy.external:
+            what = (
+                f"the caller to replace {key.upstream} and then to "
+                f"POST /v1/services/{service.name}/upstreams/{key.upstream}/ready"
+            )
+            return Wait(key.upstream, what, since, since + policy.swap_timeout)
+        case StepKind.SWAP | StepKind.RETIRE:
+            return Wait(key.upstream, f"the driver: {key.kind}{where}", since, since + policy.swap_timeout)
+        case StepKind.PREPARE:
+            return Wait(key.upstream, f"the driver: prepare{where}", since, since + policy.prepare_timeout)
+        case StepKind.ADMIT:
+            return Wait(key.upstream, f"the shift that lets {key.upstream} in", since)
+        case _:
+            return Wait(key.upstream, f"the hook {key.kind}{where}", since, since + policy.hook_timeout)
