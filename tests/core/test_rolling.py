@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.core.simulation import Simulation, UnsafeError, fleet_of, start
 
+from tests.core.simulation import Simulation, UnsafeError, fleet_of, start
 from trafficd.core import events as ev
 from trafficd.core.invariants import InvariantError
 from trafficd.core.model import Direction, Health, Order, Phase, Policy, Service, StepKey, StepKind, World
@@ -39,7 +39,7 @@ def test_all_upstreams_run_the_new_version_and_serve(order: Order) -> None:
     assert {u.version for u in sim.service.upstreams.values()} == {"v2"}
     assert sim.service.stable == "v2"
     assert sim.service.history == ("v1",)
-    assert sorted(sim.fleet.running.values()) == ["v2"] * 3  # nothing old left over
+    assert sorted(str(v) for v in sim.fleet.running.values()) == ["v2"] * 3  # nothing old left over
     assert set(sim.fleet.shares) == set(sim.fleet.running)
     assert sim.floor == (2 if order is Order.STOP_FIRST else 3)
 

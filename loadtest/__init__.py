@@ -1,0 +1,1 @@
+"""Sends requests, never one of them twice, and judges the answers."""

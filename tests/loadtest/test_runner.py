@@ -1,0 +1,165 @@
+"""How many requests a run sends, how fast, when it ends, and what it says about itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from loadtest.histogram import Histogram
+from loadtest.model import Latency, Outcome, Plan, PlanError, RequestSpec
+from loadtest.runner import run, self_check
+from tests.loadtest import servers
+from tests.loadtest.servers import Peer, Received, serving
+
+
+def plan_for(url: str, **changes: Any) -> Plan:
+    return replace(Plan((RequestSpec(url),), connections=4, total=20, timeout=5), **changes)
+
+
+@pytest.mark.parametrize(("total", "connections"), [(100, 30), (3, 50), (1, 1), (97, 8)])
+async def test_exactly_n_are_sent(total: int, connections: int) -> None:
+    async with serving(servers.answer) as server:
+        report = await run(plan_for(server.url(), total=total, connections=connections))
+    assert (report.planned, report.sent, report.answered, report.skipped) == (total, total, total, 0)
+    assert sum(server.delivered.values()) == total
+    assert server.connections <= connections
+
+
+async def test_duration_takes_the_place_of_the_total_and_lets_requests_finish() -> None:
+    async def slow(peer: Peer, request: Received) -> None:
+        await asyncio.sleep(0.2)
+        await peer.send(servers.RESPONSE)
+
+    async with serving(slow) as server:
+        report = await run(plan_for(server.url(), total=1, duration=0.3))
+    assert report.status == {200: 8}
+    assert (report.planned, report.skipped) == (8, 0)
+    assert sum(server.delivered.values()) == 8
+    assert 0.39 < report.elapsed < 1
+
+
+async def test_open_loop_keeps_its_rate_and_measures_from_the_schedule() -> None:
+    async def slow(peer: Peer, request: Received) -> None:
+        await asyncio.sleep(0.03)
+        await peer.send(servers.RESPONSE)
+
+    outcomes: list[Outcome] = []
+    async with serving(slow) as server:
+        plan = plan_for(server.url(), rate=100, duration=0.5, connections=20)
+        report = await run(plan, on_outcome=outcomes.append)
+    assert (report.planned, report.sent, report.status) == (50, 50, {200: 50})
+    first = min(outcome.scheduled_ns for outcome in outcomes)
+    assert sorted(o.scheduled_ns - first for o in outcomes) == [k * 10_000_000 for k in range(50)]
+    assert report.service is not None
+    assert report.service.min >= 29
+
+
+async def test_open_loop_with_too_few_connections_is_invalid_and_skips() -> None:
+    async def slow(peer: Peer, request: Received) -> None:
+        await asyncio.sleep(0.1)
+        await peer.send(servers.RESPONSE)
+
+    async with serving(slow) as server:
+        report = await run(plan_for(server.url(), rate=100, duration=0.5, connections=1))
+    assert report.planned == 50
+    assert 0 < report.sent == sum(server.delivered.values()) < 10
+    assert report.skipped == 50 - report.sent
+    assert not report.self.valid
+    assert "all 1 connections were busy" in report.self.why
+    assert report.response is not None
+    assert report.service is not None
+    assert report.response.max > report.service.max + 100
+
+
+async def test_rate_of_each_worker() -> None:
+    async with serving(servers.answer) as server:
+        started = time.monotonic()
+        report = await run(plan_for(server.url(), qps=20, connections=2, total=10))
+    assert report.status == {200: 10}
+    assert 0.19 < time.monotonic() - started < 0.6  # ticks at 0, 50, ... 200 ms of two workers
+
+
+async def test_rate_of_each_worker_with_a_duration_ends_in_time() -> None:
+    async with serving(servers.answer) as server:
+        started = time.monotonic()
+        report = await run(plan_for(server.url(), qps=0.5, duration=0.2))
+    assert report.status == {200: 4}
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"rate": 50.0}, {"qps": 10.0}], ids=["closed", "open", "throttled"])
+async def test_stop_ends_the_run_and_says_what_was_skipped(changes: dict[str, Any]) -> None:
+    async def slow(peer: Peer, request: Received) -> None:
+        await asyncio.sleep(0.02)
+        await peer.send(servers.RESPONSE)
+
+    stop = asyncio.Event()
+    async with serving(slow) as server:
+        asyncio.get_running_loop().call_later(0.2, stop.set)
+        report = await run(plan_for(server.url(), total=10_000, **changes), stop=stop)
+    assert 0 < report.sent == report.answered == sum(server.delivered.values()) < 200
+    assert (report.planned, report.skipped) == (10_000, 10_000 - report.sent)
+    assert report.elapsed < 1
+
+
+async def test_stopped_before_the_start_sends_nothing() -> None:
+    stop = asyncio.Event()
+    stop.set()
+    async with serving(servers.answer) as server:
+        report = await run(plan_for(server.url()), stop=stop)
+    assert (report.sent, server.connections) == (0, 0)
+    assert (report.response, report.self.cpu_us_per_request) == (None, None)
+
+
+async def test_fault_of_the_caller_is_not_swallowed() -> None:
+    def fail(_: Outcome) -> None:
+        raise RuntimeError("from the callback")
+
+    async with serving(servers.answer) as server:
+        with pytest.raises(RuntimeError, match="from the callback"):
+            await run(plan_for(server.url()), on_outcome=fail)
+
+
+async def test_cancelled_run_leaves_nothing_open() -> None:
+    async with serving(servers.stall) as server:
+        task = asyncio.create_task(run(plan_for(server.url())))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        RequestSpec("http://127.0.0.1/", headers=(("X", "a\r\nY: b"),)),
+        RequestSpec("http://127.0.0.1/", headers=(("X Y", "a"),)),
+        RequestSpec("http://127.0.0.1/", headers=(("Content-Length", "3"),), body=b"longer"),
+        RequestSpec("http://127.0.0.1/", method="GE T"),
+        RequestSpec("http://127.0.0.1/", headers=(("Host", "a"), ("Host", "b"))),
+    ],
+)
+async def test_request_that_cannot_be_written_is_refused_before_the_run(spec: RequestSpec) -> None:
+    with pytest.raises(PlanError):
+        await run(Plan((spec,)))
+
+
+def latency(milliseconds: float) -> Latency:
+    histogram = Histogram()
+    histogram.record(round(milliseconds * 1e6))
+    measured = histogram.latency()
+    assert measured is not None
+    return measured
+
+
+def test_self_check_blames_whoever_was_late() -> None:
+    opened = Plan((RequestSpec("http://127.0.0.1/"),), rate=10)
+    assert self_check(opened, cpu_us=1, lag=latency(99), loop_lag=latency(1)).valid
+    assert "connections" in self_check(opened, cpu_us=1, lag=latency(101), loop_lag=latency(1)).why
+    assert "event loop" in self_check(opened, cpu_us=1, lag=latency(101), loop_lag=latency(60)).why
+    closed = replace(opened, rate=None)
+    assert self_check(closed, cpu_us=1, lag=latency(500), loop_lag=latency(500)).valid

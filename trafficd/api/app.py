@@ -1,0 +1,301 @@
+"""The aiohttp application: the endpoints of the API over the operators of each service."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import orjson
+from aiohttp import web
+
+import trafficd
+from trafficd.api import guard as guarding
+from trafficd.api import idempotency, schema, views
+from trafficd.api.endpoints import BODY_LIMIT, Endpoint, answer, openapi, part, read
+from trafficd.api.problems import problems
+from trafficd.api.stream import stream
+from trafficd.config import RolloutOverrides
+from trafficd.core.model import Rollout
+from trafficd.errors import InvalidError, NotFoundError
+from trafficd.operate import Operator
+from trafficd.store.sqlite import SqliteJournal
+
+
+@dataclass(frozen=True)
+class Api:
+    """The handlers. Each reads its request, asks an operator, and answers."""
+
+    operators: Mapping[str, Operator]
+    journal: SqliteJournal
+
+    # -- services --------------------------------------------------------------------------------------
+
+    def _operator(self, request: web.Request) -> Operator:
+        return self._named(part(request, "service"))
+
+    def _named(self, name: str) -> Operator:
+        operator = self.operators.get(name)
+        if operator is None:
+            known = ", ".join(sorted(self.operators)) or "none"
+            raise NotFoundError(f"there is no service {name!r}; the configuration has: {known}")
+        return operator
+
+    async def _view(self, operator: Operator) -> schema.ServiceView:
+        return views.service_view(operator.engine, await operator.in_flight())
+
+    async def services(self, request: web.Request) -> web.StreamResponse:
+        listed = [await self._view(operator) for operator in self.operators.values()]
+        return answer(schema.ServiceList(services=listed))
+
+    async def service(self, request: web.Request) -> web.StreamResponse:
+        return answer(await self._view(self._operator(request)))
+
+    async def add_upstream(self, request: web.Request) -> web.StreamResponse:
+        operator = self._operator(request)
+        wanted = await read(request, schema.AddUpstream)
+        for name, other in self.operators.items():
+            taken = {a for u in other.state.upstreams.values() for a in (u.dial, u.spare_dial) if a}
+            if other is not operator and taken & {wanted.dial, wanted.spare_dial}:
+                raise InvalidError(f"service {name} has an upstream at that address already")
+        await operator.add_upstream(wanted.id, wanted.dial, wanted.version, wanted.spare_dial)
+        return answer(await self._upstream(operator, wanted.id), 201)
+
+    async def _upstream(self, operator: Operator, name: str) -> schema.UpstreamView:
+        view = await self._view(operator)
+        return next(upstream for upstream in view.upstreams if upstream.id == name)
+
+    async def remove_upstream(self, request: web.Request) -> web.StreamResponse:
+        operator = self._operator(request)
+        wanted = await read(request, schema.RemoveUpstream)
+        force = wanted.force or request.query.get("force") in ("1", "true")
+        await operator.remove_upstream(part(request, "upstream"), force=force)
+        return answer(await self._view(operator))
+
+    async def drain(self, request: web.Request) -> web.StreamResponse:
+        operator = self._operator(request)
+        wanted = await read(request, schema.Drain)
+        report = await operator.drain(
+            part(request, "upstream"),
+            timeout=wanted.timeout,
+            wait=wanted.wait,
+            force=wanted.force,
+            actor=_actor(request),
+        )
+        return answer(
+            schema.DrainView(
+                drained=report.drained, in_flight=report.in_flight, cut=views.cut_view(report.cut)
+            )
+        )
+
+    async def ready(self, request: web.Request) -> web.StreamResponse:
+        operator = self._operator(request)
+        wanted = await read(request, schema.Ready)
+        name = part(request, "upstream")
+        await operator.ready(
+            name, version=wanted.version, dial=wanted.dial, wait=wanted.wait, actor=_actor(request)
+        )
+        return answer(await self._upstream(operator, name))
+
+    async def canary(self, request: web.Request) -> web.StreamResponse:
+        operator = self._operator(request)
+        wanted = await read(request, schema.Canary)
+        await operator.canary(wanted.percent, actor=_actor(request))
+        return answer(await self._view(operator))
+
+    async def hold(self, request: web.Request) -> web.StreamResponse:
+        operator = self._operator(request)
+        await read(request, schema.Nothing)
+        await operator.hold(actor=_actor(request))
+        return answer(await self._view(operator))
+
+    async def release(self, request: web.Request) -> web.StreamResponse:
+        operator = self._operator(request)
+        await read(request, schema.Nothing)
+        await operator.release(actor=_actor(request))
+        return answer(await self._view(operator))
+
+    # -- rollouts --------------------------------------------------------------------------------------
+
+    async def start_rollout(self, request: web.Request) -> web.StreamResponse:
+        operator = self._operator(request)
+        wanted = await read(request, schema.StartRollout)
+        if wanted.verify:
+            raise InvalidError("verify: this trafficd cannot verify a rollout yet; leave it out")
+        overrides = RolloutOverrides.model_construct(
+            **{name: getattr(wanted, name) for name in RolloutOverrides.model_fields}
+        )
+        key = request.get("idempotency")
+        rollout = operator.state.rollout
+        if key is None or rollout is None or rollout.key != key:
+            rollout = await operator.start(
+                wanted.version,
+                wanted.strategy,
+                overrides,
+                actor=_actor(request),
+                message=wanted.message,
+                key=key,
+            )
+        return self._created(rollout)
+
+    def _created(self, rollout: Rollout) -> web.Response:
+        location = f"/v1/rollouts/{rollout.id}"
+        return answer(views.rollout_view(rollout), 201, {"Location": location})
+
+    async def rollback(self, request: web.Request) -> web.StreamResponse:
+        operator = self._operator(request)
+        await read(request, schema.Nothing)
+        return self._created(
+            await operator.rollback(actor=_actor(request), key=request.get("idempotency"))
+        )
+
+    def _owner(self, rollout_id: str) -> Operator | None:
+        """The operator whose newest rollout this is."""
+        for operator in self.operators.values():
+            if operator.state.rollout is not None and operator.state.rollout.id == rollout_id:
+                return operator
+        return None
+
+    async def _live(self, request: web.Request) -> tuple[Operator, str]:
+        rollout_id = part(request, "rollout")
+        operator = self._owner(rollout_id)
+        if operator is None:
+            past = views.past_rollout(await self.journal.rollout(rollout_id), rollout_id)
+            operator = self._named(past.service)
+        return operator, rollout_id
+
+    async def _rollout(self, rollout_id: str) -> schema.RolloutView:
+        operator = self._owner(rollout_id)
+        if operator is not None and operator.state.rollout is not None:
+            waits = [views.wait_view(wait) for wait in operator.engine.waits]
+            return views.rollout_view(operator.state.rollout, waits)
+        entries = await self.journal.rollout(rollout_id)
+        return views.rollout_view(views.past_rollout(entries, rollout_id))
+
+    async def rollout(self, request: web.Request) -> web.StreamResponse:
+        return answer(await self._rollout(part(request, "rollout")))
+
+    async def rollouts(self, request: web.Request) -> web.StreamResponse:
+        service = request.query.get("service")
+        if service is not None:
+            self._named(service)
+        ids = await self.journal.rollouts(service, _limit(request))
+        return answer(schema.RolloutList(rollouts=[await self._rollout(name) for name in ids]))
+
+    async def rollout_events(self, request: web.Request) -> web.StreamResponse:
+        operator, rollout_id = await self._live(request)
+        return await stream(request, operator.engine, self.journal, rollout_id)
+
+    async def pause(self, request: web.Request) -> web.StreamResponse:
+        operator, rollout_id = await self._live(request)
+        await read(request, schema.Nothing)
+        await operator.pause(rollout_id, actor=_actor(request))
+        return answer(await self._rollout(rollout_id))
+
+    async def resume(self, request: web.Request) -> web.StreamResponse:
+        operator, rollout_id = await self._live(request)
+        await read(request, schema.Nothing)
+        await operator.resume(rollout_id, actor=_actor(request))
+        return answer(await self._rollout(rollout_id))
+
+    async def promote(self, request: web.Request) -> web.StreamResponse:
+        operator, rollout_id = await self._live(request)
+        await read(request, schema.Nothing)
+        await operator.promote(rollout_id)
+        return answer(await self._rollout(rollout_id))
+
+    async def abort(self, request: web.Request) -> web.StreamResponse:
+        operator, rollout_id = await self._live(request)
+        wanted = await read(request, schema.AbortRollout)
+        warning = await operator.abort(rollout_id, revert=wanted.revert, actor=_actor(request))
+        view = await self._rollout(rollout_id)
+        return answer(schema.AbortView(**view.model_dump(), warning=warning))
+
+    # -- the daemon ------------------------------------------------------------------------------------
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        service = request.query.get("service")
+        if service is not None:
+            self._named(service)
+        entries = await self.journal.recent(_limit(request), service)
+        return answer(schema.EventList(events=[views.event_view(entry) for entry in entries]))
+
+    async def healthz(self, request: web.Request) -> web.StreamResponse:
+        trouble = [line for op in self.operators.values() for line in op.engine.trouble.lines()]
+        view = schema.HealthView(
+            ok=not trouble, version=trafficd.__version__, services=len(self.operators), trouble=trouble
+        )
+        return answer(view, 200 if not trouble else 503)
+
+    async def openapi(self, request: web.Request) -> web.StreamResponse:
+        document = openapi(self.endpoints(), trafficd.__version__)
+        return web.Response(body=orjson.dumps(document), content_type="application/json")
+
+    def endpoints(self) -> list[Endpoint]:
+        """Every endpoint of the API."""
+        service, rollout = "/v1/services/{service}", "/v1/rollouts/{rollout}"
+        upstream = service + "/upstreams/{upstream}"
+        asked, changed = (404,), (400, 404, 409, 422, 503)
+        view = schema.RolloutView
+        return [
+            Endpoint("GET", "/v1/services", "All services and their state", self.services, schema.ServiceList),
+            Endpoint("GET", service, "One service and its state", self.service, schema.ServiceView, problems=asked),
+            Endpoint("POST", service + "/upstreams", "Add an upstream", self.add_upstream, schema.UpstreamView,
+                     schema.AddUpstream, 201, changed),
+            Endpoint("DELETE", upstream, "Remove an upstream", self.remove_upstream, schema.ServiceView,
+                     schema.RemoveUpstream, problems=changed),
+            Endpoint("POST", upstream + "/drain", "Take an upstream out of traffic", self.drain, schema.DrainView,
+                     schema.Drain, problems=changed),
+            Endpoint("POST", upstream + "/ready", "Put an upstream into traffic, after its gate", self.ready,
+                     schema.UpstreamView, schema.Ready, problems=(*changed, 504)),
+            Endpoint("POST", service + "/rollouts", "Begin a rollout", self.start_rollout, view,
+                     schema.StartRollout, 201, changed),
+            Endpoint("POST", service + "/rollback", "Begin a rollout back", self.rollback, view, schema.Nothing,
+                     201, changed),
+            Endpoint("PUT", service + "/canary", "Set the canary's share", self.canary, schema.ServiceView,
+                     schema.Canary, problems=changed),
+            Endpoint("POST", service + "/hold", "Let requests wait", self.hold, schema.ServiceView, schema.Nothing,
+                     problems=changed),
+            Endpoint("POST", service + "/release", "Let waiting requests go", self.release, schema.ServiceView,
+                     schema.Nothing, problems=changed),
+            Endpoint("GET", "/v1/rollouts", "The newest rollouts", self.rollouts, schema.RolloutList),
+            Endpoint("GET", rollout, "One rollout", self.rollout, view, problems=asked),
+            Endpoint("GET", rollout + "/events", "A rollout's events as they happen", self.rollout_events,
+                     problems=(400, 404), media="text/event-stream"),
+            Endpoint("POST", rollout + "/pause", "Begin no further upstream", self.pause, view, schema.Nothing,
+                     problems=changed),
+            Endpoint("POST", rollout + "/resume", "Go on", self.resume, view, schema.Nothing, problems=changed),
+            Endpoint("POST", rollout + "/promote", "Give the new version all traffic", self.promote, view,
+                     schema.Nothing, problems=changed),
+            Endpoint("POST", rollout + "/abort", "All traffic to the old version, at once", self.abort,
+                     schema.AbortView, schema.AbortRollout, problems=changed),
+            Endpoint("GET", "/v1/events", "The newest events of the journal", self.events, schema.EventList),
+            Endpoint("GET", "/healthz", "Is the daemon well?", self.healthz, schema.HealthView, problems=(503,)),
+            Endpoint("GET", "/openapi.json", "This document", self.openapi),
+        ]  # fmt: skip
+
+
+def _actor(request: web.Request) -> str:
+    """Who asked, as far as they say: for the journal, not for rights."""
+    text = request.headers.get("X-Trafficd-Actor", "")
+    return "".join(character for character in text[:100] if character.isprintable())
+
+
+def _limit(request: web.Request) -> int:
+    text = request.query.get("limit", "50")
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 1000):
+        raise InvalidError(f"limit {text[:20]!r} is not a number from 1 to 1000")
+    return int(text)
+
+
+def build(
+    operators: Mapping[str, Operator], journal: SqliteJournal, guard: guarding.Guard | None
+) -> web.Application:
+    """The application, ready for a runner."""
+    api = Api(operators, journal)
+    app = web.Application(
+        middlewares=[problems, guarding.middleware(guard), idempotency.middleware(journal), problems],
+        client_max_size=BODY_LIMIT,
+    )
+    for endpoint in api.endpoints():
+        app.router.add_route(endpoint.method, endpoint.path, endpoint.handler)
+    return app

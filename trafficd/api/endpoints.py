@@ -1,0 +1,140 @@
+"""What an endpoint is: a route with the models of its request and answer.
+
+The same table builds the router, validates requests, and makes the OpenAPI document, so the three cannot
+drift apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from aiohttp import web
+from pydantic import BaseModel
+
+from proxy.model import parse_name
+from trafficd.api import schema
+from trafficd.api.problems import BadRequestError
+from trafficd.errors import NotFoundError
+
+BODY_LIMIT = 65_536
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One route. `body` None means that the request has none; `answer` None that the answer is no JSON."""
+
+    method: str
+    path: str
+    summary: str
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    answer: type[BaseModel] | None = None
+    body: type[BaseModel] | None = None
+    status: int = 200
+    problems: tuple[int, ...] = ()
+    media: str = "application/json"
+
+
+async def read(request: web.Request, model: type[M]) -> M:
+    """The request's body as `model`; an empty body is an empty object.
+
+    Raises `BadRequestError` when it is no JSON object, `pydantic.ValidationError` when it does not fit.
+    """
+    body = await request.read()
+    if not body.strip():
+        return model.model_validate({})
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequestError(f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BadRequestError("the body must be a JSON object")
+    return model.model_validate(value)
+
+
+def answer(model: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """A JSON answer."""
+    body = orjson.dumps(model.model_dump(mode="json"))
+    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+
+
+def part(request: web.Request, name: str) -> str:
+    """A name out of the path. One that cannot be a name cannot exist either."""
+    try:
+        return parse_name(request.match_info[name])
+    except ValueError as error:
+        raise NotFoundError(f"there is no such {name}: {error}") from error
+
+
+def openapi(endpoints: list[Endpoint], version: str) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of these endpoints."""
+    components: dict[str, Any] = {}
+    paths: dict[str, Any] = {}
+    for endpoint in endpoints:
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, components)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "trafficd", "version": version, "summary": "Zero-downtime deploys behind Caddy"},
+        "paths": paths,
+        "components": {
+            "schemas": dict(sorted(components.items())),
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"token": []}, {}],
+    }
+
+
+def _operation(endpoint: Endpoint, components: dict[str, Any]) -> dict[str, Any]:
+    names = [part.strip("{}") for part in endpoint.path.split("/") if part.startswith("{")]
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+    ]
+    if endpoint.method == "POST":
+        parameters.append({"name": "Idempotency-Key", "in": "header", "schema": {"type": "string"}})
+    operation: dict[str, Any] = {"summary": endpoint.summary, "operationId": _operation_id(endpoint)}
+    if parameters:
+        operation["parameters"] = parameters
+    if endpoint.body is not None:
+        schema_ref = _reference(endpoint.body, components, mode="validation")
+        required = any(field.is_required() for field in endpoint.body.model_fields.values())
+        operation["requestBody"] = {"required": required, "content": {"application/json": {"schema": schema_ref}}}
+    content = (
+        {endpoint.media: {"schema": _reference(endpoint.answer, components, mode="serialization")}}
+        if endpoint.answer is not None
+        else {endpoint.media: {}}
+    )
+    operation["responses"] = {str(endpoint.status): {"description": endpoint.summary, "content": content}}
+    fault = _reference(schema.Problem, components, mode="serialization")
+    for status in sorted({*endpoint.problems, 401} - {endpoint.status}):
+        operation["responses"][str(status)] = {
+            "description": _FAULTS.get(status, "problem"),
+            "content": {"application/problem+json": {"schema": fault}},
+        }
+    return operation
+
+
+_FAULTS = {
+    400: "the body is not JSON",
+    401: "over TCP: no token, or a wrong one",
+    404: "no such service, upstream or rollout",
+    409: "refused, given how things stand",
+    422: "a field is missing or not valid",
+    503: "the proxy or the journal cannot be used now",
+    504: "not healthy in time",
+}
+
+
+def _operation_id(endpoint: Endpoint) -> str:
+    words = [part.strip("{}") for part in endpoint.path.strip("/").split("/") if part not in ("", "v1")]
+    return "_".join([endpoint.method.lower(), *words]).replace(".", "_").replace("-", "_")
+
+
+def _reference(model: type[BaseModel], components: dict[str, Any], *, mode: Any) -> dict[str, str]:
+    whole = model.model_json_schema(mode=mode, ref_template="#/components/schemas/{model}")
+    components.update(whole.pop("$defs", {}))
+    components[model.__name__] = whole
+    return {"$ref": f"#/components/schemas/{model.__name__}"}

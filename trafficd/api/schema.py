@@ -1,0 +1,190 @@
+"""The API's models: what may be asked, and what is answered. Durations in requests are "10s" or seconds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from trafficd.config import Dial, Name, RolloutOverrides, Seconds, Version
+
+
+def _plain(text: str) -> str:
+    if any(ord(character) < 32 for character in text):
+        raise ValueError("control characters are not allowed")
+    return text
+
+
+Text = Annotated[str, Field(max_length=500), AfterValidator(_plain)]
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AddUpstream(Request):
+    id: Name
+    dial: Dial
+    version: Version | None = None
+    spare_dial: Dial | None = None
+
+
+class RemoveUpstream(Request):
+    force: bool = False
+
+
+class Drain(Request):
+    timeout: Seconds | None = None
+    wait: bool = True
+    force: bool = False
+
+
+class Ready(Request):
+    version: Version | None = None
+    dial: Dial | None = None
+    wait: bool = True
+
+
+class StartRollout(RolloutOverrides):
+    version: Version
+    strategy: Literal["rolling", "canary", "blue_green", "rainbow", "hold"] = "rolling"
+    verify: bool = False
+    message: Text = ""
+
+
+class AbortRollout(Request):
+    revert: bool = True
+
+
+class Canary(Request):
+    percent: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+
+
+class Nothing(Request):
+    """No body, or an empty object."""
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class UpstreamView(Answer):
+    id: str
+    version: str | None
+    dial: str
+    spare_dial: str | None
+    ready: bool = Field(description="may receive traffic: in service, not drained, and up")
+    weight: int = Field(description="slots of the slot table that name it")
+    share: float = Field(description="its share of the service's traffic, in percent")
+    in_flight: int | None = Field(description="requests and streams open now; null: not known")
+    health: Literal["up", "down", "unknown"]
+    drained: bool
+    gating: bool
+    reason: str
+
+
+class WaitView(Answer):
+    upstream: str | None
+    what: str
+    since: float
+    at_most: float | None = Field(description="seconds from now until this wait ends in any case")
+    expected: float | None = Field(description="seconds from now until it ends if all goes well")
+
+
+class CutView(Answer):
+    requests: int
+    streams: int
+
+
+class StepView(Answer):
+    upstream: str | None
+    direction: str
+    step: str
+    started_at: float
+    ended_at: float | None
+    ok: bool | None
+    reason: str
+    cut: CutView | None
+    output: str
+
+
+class RolloutView(Answer):
+    id: str
+    service: str
+    version: str
+    strategy: str
+    state: str
+    paused: bool
+    reason: str
+    failure: str | None
+    warnings: list[str]
+    actor: str
+    message: str
+    started_at: float
+    ended_at: float | None
+    seconds: float
+    previous: dict[str, str | None]
+    upstreams: dict[str, str]
+    steps: list[StepView]
+    waits: list[WaitView]
+
+
+class ServiceView(Answer):
+    name: str
+    stable: str | None
+    held: bool
+    canary_percent: float | None
+    upstreams: list[UpstreamView]
+    rollout: RolloutView | None
+    waits: list[WaitView]
+    panic: str | None
+    trouble: list[str]
+
+
+class ServiceList(Answer):
+    services: list[ServiceView]
+
+
+class DrainView(Answer):
+    drained: bool
+    in_flight: int | None
+    cut: CutView
+
+
+class RolloutList(Answer):
+    rollouts: list[RolloutView]
+
+
+class EventView(Answer):
+    seq: int
+    at: float
+    service: str
+    rollout: str | None
+    type: str
+    data: dict[str, Any]
+
+
+class EventList(Answer):
+    events: list[EventView]
+
+
+class AbortView(RolloutView):
+    warning: str | None = None
+
+
+class HealthView(Answer):
+    ok: bool
+    version: str
+    services: int
+    trouble: list[str]
+
+
+class Problem(Answer):
+    """RFC 9457."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[dict[str, str]] = Field(default_factory=list)

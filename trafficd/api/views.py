@@ -1,0 +1,162 @@
+"""From the engine's state to the API's answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from trafficd.api import schema
+from trafficd.core.events import Event
+from trafficd.core.machine import fold
+from trafficd.core.model import Cut, Rollout, Service, StepRecord, Upstream, Wait
+from trafficd.engine import Engine
+from trafficd.errors import NotFoundError
+from trafficd.ports import Entry
+from trafficd.store.codec import as_dict
+
+
+def service_view(engine: Engine, in_flight: Mapping[str, int | None]) -> schema.ServiceView:
+    """Everything about one service, now."""
+    state = engine.state
+    waits = [wait_view(wait) for wait in engine.waits] if state.live else []
+    shares = engine.parts.pool.shares()
+    total = sum(shares.values())
+    return schema.ServiceView(
+        name=state.name,
+        stable=state.stable,
+        held=state.held,
+        canary_percent=state.canary_percent,
+        upstreams=[
+            _upstream_view(engine, upstream, shares, total, in_flight.get(upstream.id))
+            for upstream in state.upstreams.values()
+        ],
+        rollout=rollout_view(state.rollout, waits) if state.rollout else None,
+        waits=waits,
+        panic=engine.panic,
+        trouble=engine.trouble.lines(),
+    )
+
+
+def _upstream_view(
+    engine: Engine, upstream: Upstream, shares: Mapping[str, int], total: int, in_flight: int | None
+) -> schema.UpstreamView:
+    pulse = engine.monitor.pulse(upstream.id)
+    up = engine.world().up(upstream.id)
+    weight = shares.get(upstream.serving or upstream.dial, 0)
+    return schema.UpstreamView(
+        id=upstream.id,
+        version=upstream.version,
+        dial=upstream.dial,
+        spare_dial=upstream.spare_dial,
+        ready=upstream.serving is not None and not upstream.drained and up,
+        weight=weight,
+        share=round(100 * weight / total, 3) if total else 0.0,
+        in_flight=in_flight,
+        health=pulse.health.value,
+        drained=upstream.drained or upstream.serving is None,
+        gating=upstream.gating is not None,
+        reason=_reason(engine.state, upstream, pulse.reason),
+    )
+
+
+def _reason(state: Service, upstream: Upstream, probe: str) -> str:
+    """Why an upstream has no traffic, in words; empty when it has."""
+    if upstream.gating is not None:
+        return "at its gate"
+    if upstream.drained:
+        return "drained by an operator"
+    if upstream.serving is None:
+        return "out of traffic by a rollout"
+    if probe:
+        return probe
+    if not state.regular(upstream):
+        return f"runs {upstream.version}, the stable version is {state.stable}"
+    return ""
+
+
+def wait_view(wait: Wait) -> schema.WaitView:
+    now = time.time()
+    return schema.WaitView(
+        upstream=wait.upstream,
+        what=wait.what,
+        since=wait.since,
+        at_most=None if wait.until is None else round(max(0.0, wait.until - now), 1),
+        expected=None if wait.expected is None else round(max(0.0, wait.expected - now), 1),
+    )
+
+
+def rollout_view(rollout: Rollout, waits: Sequence[schema.WaitView] = ()) -> schema.RolloutView:
+    return schema.RolloutView(
+        id=rollout.id,
+        service=rollout.service,
+        version=rollout.version,
+        strategy=rollout.strategy,
+        state=rollout.phase.value,
+        paused=rollout.paused,
+        reason=rollout.reason or (rollout.failure or ""),
+        failure=rollout.failure,
+        warnings=list(rollout.warnings),
+        actor=rollout.actor,
+        message=rollout.message,
+        started_at=rollout.started_at,
+        ended_at=rollout.ended_at,
+        seconds=round((rollout.ended_at or time.time()) - rollout.started_at, 3),
+        previous=dict(rollout.previous),
+        upstreams={name: _progress(rollout, name) for name in rollout.upstreams},
+        steps=[_step_view(step) for step in rollout.steps],
+        waits=list(waits) if rollout.live else [],
+    )
+
+
+def _progress(rollout: Rollout, name: str) -> str:
+    """Where one upstream stands in a rollout, in a word."""
+    back, task = rollout.revert.get(name), rollout.forward.get(name)
+    current = back or task
+    if current is None:
+        return "waiting"
+    if current.failed is not None:
+        return f"failed: {current.failed}"
+    if current.done:
+        return "reverted" if back else "done"
+    return current.step.kind.value
+
+
+def _step_view(step: StepRecord) -> schema.StepView:
+    return schema.StepView(
+        upstream=step.key.upstream,
+        direction=step.key.direction.value,
+        step=step.key.kind.value,
+        started_at=step.started_at,
+        ended_at=step.ended_at,
+        ok=None if step.ended_at is None else step.ok,
+        reason=step.reason,
+        cut=cut_view(step.cut) if step.cut else None,
+        output=step.output,
+    )
+
+
+def cut_view(cut: Cut) -> schema.CutView:
+    return schema.CutView(requests=cut.requests, streams=cut.streams)
+
+
+def past_rollout(entries: Sequence[Entry], rollout_id: str) -> Rollout:
+    """An ended rollout, folded from its own part of the journal."""
+    if not entries:
+        raise NotFoundError(f"there is no rollout {rollout_id!r}")
+    folded = fold(Service(entries[0].event.service), ((e.at, e.event) for e in entries)).rollout
+    if folded is None:
+        raise NotFoundError(f"there is no rollout {rollout_id!r}")
+    return folded
+
+
+def event_view(entry: Entry) -> schema.EventView:
+    event: Event = entry.event
+    data = as_dict(event)
+    return schema.EventView(
+        seq=entry.seq,
+        at=entry.at,
+        service=event.service,
+        rollout=getattr(event, "rollout", None),
+        type=str(data.pop("type")),
+        data={key: value for key, value in data.items() if key not in ("service", "rollout")},
+    )

@@ -1,0 +1,393 @@
+"""The loop of one service: observe, decide, journal, perform, again.
+
+The engine holds no truth of its own: the state is the fold of the journal, the routing is a function of
+the state and the probes, and what has to be performed is what the fold says is running. So a restart is
+nothing special: fold, observe, and go on.
+
+An abort comes first: the new routing is written before the journal is, because sending traffic to what
+works must not wait for a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from trafficd.core import events as ev
+from trafficd.core import invariants
+from trafficd.core.health import Pulse
+from trafficd.core.machine import advance, fold
+from trafficd.core.model import Gating, Health, Rollout, Service, StepKey, StepRecord, Upstream, Wait, World
+from trafficd.core.plan import Decision, decide
+from trafficd.errors import JournalError, ProxyUnavailableError, TrafficdError
+from trafficd.observe import HealthMonitor, gate
+from trafficd.perform import Done, Hands, RunHook, describe, perform
+from trafficd.ports import Driver, Entry, Journal, Outcome, Pool, Probe
+
+log = logging.getLogger("trafficd.engine")
+
+_TICK = 1.0  # s between decisions while a rollout is live, for the waits that only time can end
+_RETRY = 0.5  # s before a failed write (slots, journal) is tried again
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The adapters that one engine works with."""
+
+    pool: Pool
+    driver: Driver
+    probe: Probe
+    hook: RunHook
+    journal: Journal
+    interval: float
+    rise: int
+    fall: int
+    min_healthy_time: float
+    healthy_deadline: float
+    on_entry: Callable[[Entry], None] = lambda entry: None
+
+
+@dataclass
+class Trouble:
+    """What keeps the engine from acting now, in words; empty when nothing does."""
+
+    proxy: str = ""
+    journal: str = ""
+    bug: str = ""
+
+    def lines(self) -> list[str]:
+        return [line for line in (self.proxy, self.journal, self.bug) if line]
+
+
+@dataclass
+class _Work:
+    task: asyncio.Task[None]
+    cancelled: bool = False
+
+
+@dataclass
+class Engine:
+    """Runs one service. `state` is the fold of everything journalled so far."""
+
+    name: str
+    parts: Parts
+    state: Service = field(init=False)
+    trouble: Trouble = field(default_factory=Trouble)
+    waits: tuple[Wait, ...] = ()
+    panic: str | None = None
+
+    def __post_init__(self) -> None:
+        self.state = Service(self.name)
+        self.monitor = HealthMonitor(
+            self.parts.probe,
+            interval=self.parts.interval,
+            rise=self.parts.rise,
+            fall=self.parts.fall,
+            on_change=self._health_changed,
+        )
+        self.changed = asyncio.Condition()
+        self._wake = asyncio.Event()
+        self._recording = asyncio.Lock()
+        self._unwritten: list[ev.Event] = []
+        self._steps: dict[StepKey, _Work] = {}
+        self._gates: dict[str, asyncio.Task[None]] = {}
+        self._resumed: frozenset[StepKey] = frozenset()
+        self._loop: asyncio.Task[None] | None = None
+        self._hands = Hands(
+            pool=self.parts.pool,
+            driver=self.parts.driver,
+            probe=self.parts.probe,
+            hook=self.parts.hook,
+            routed=self.routed,
+            admitted=self.monitor.assume_up,
+        )
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Fold the journal. What is running in it was interrupted by the end of an earlier daemon."""
+        entries = await self.parts.journal.load(self.name)
+        self.state = fold(self.state, ((entry.at, entry.event) for entry in entries))
+        rollout = self.state.live
+        self._resumed = frozenset(step.key for step in rollout.running_steps()) if rollout else frozenset()
+
+    def start(self) -> None:
+        """Begin to probe, decide and act. What the proxy sends traffic to now is taken for up until
+        its first probe: a restart of the daemon must not take anything out of traffic."""
+        shares = self.parts.pool.shares()
+        self._watch()
+        for upstream in self.state.upstreams.values():
+            if upstream.serving is not None and shares.get(upstream.serving):
+                self.monitor.assume_up(upstream.id, upstream.serving)
+        self._loop = asyncio.create_task(self._run(), name=f"engine {self.name}")
+
+    async def stop(self) -> None:
+        """Stop acting. Commands that run go on by themselves; the next daemon finds them."""
+        tasks = [work.task for work in self._steps.values()] + list(self._gates.values())
+        if self._loop is not None:
+            tasks.append(self._loop)
+        for task in tasks:
+            task.cancel("daemon stops")
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.monitor.aclose()
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                busy = await self.step()
+            except JournalError as error:
+                self._troubled("journal", str(error))
+                await asyncio.sleep(_RETRY)
+                continue
+            except invariants.InvariantError as error:
+                # A bug of ours: touch nothing more, keep the routing, and say so.
+                self._troubled("bug", f"stopped before breaking an invariant (please report): {error}")
+                await asyncio.sleep(60.0)
+                continue
+            if not busy:
+                await self._sleep()
+
+    async def _sleep(self) -> None:
+        timeout = _TICK if self.state.live is not None or self.trouble.lines() else None
+        try:
+            await asyncio.wait_for(self._wake.wait(), timeout)
+        except TimeoutError:
+            return
+
+    # -- deciding --------------------------------------------------------------------------------------
+
+    def world(self) -> World:
+        """What is known of the world now."""
+        return World(health=self.monitor.health(), shares=self.parts.pool.shares())
+
+    def decide(self) -> Decision:
+        return decide(self.state, self.world(), time.time())
+
+    async def step(self) -> bool:
+        """One turn of the loop; whether there is more to decide at once."""
+        await self._write_late()
+        self._watch()
+        decision = self.decide()
+        self.waits, self.panic = decision.waits, decision.panic
+        await self._route(decision)
+        self._cancel(decision.cancel)
+        if decision.event is not None:
+            invariants.check(self.state, self.world(), decision.event)
+            await self._record_if_current(decision.event)
+        self._perform()
+        self._gate()
+        return decision.event is not None
+
+    async def _record_if_current(self, event: ev.Event) -> None:
+        """Journal what was decided, unless the state moved on while we waited for our turn."""
+        async with self._recording:
+            if self.decide().event == event:
+                await self._append(event)
+
+    def _watch(self) -> None:
+        """Probe every upstream at the address it serves or will serve at."""
+        self.monitor.watch({u.id: u.serving or u.dial for u in self.state.upstreams.values()})
+
+    def _health_changed(self, upstream: str, pulse: Pulse) -> None:
+        known = self.state.upstreams.get(upstream)
+        if known is None or known.serving is None or known.drained:
+            log.debug("%s/%s, out of traffic, is %s", self.name, upstream, pulse.health)
+        elif pulse.health is Health.DOWN:
+            log.warning("%s/%s is down: %s", self.name, upstream, pulse.reason)
+        else:
+            log.info("%s/%s is %s", self.name, upstream, pulse.health)
+        self.wake()
+
+    def wake(self) -> None:
+        """Something changed: decide again."""
+        self._wake.set()
+
+    # -- routing ---------------------------------------------------------------------------------------
+
+    async def _route(self, decision: Decision) -> None:
+        try:
+            if await self.parts.pool.shift(decision.weights):
+                log.info("%s: traffic goes to %s", self.name, _weights(decision))
+                await self._notify()
+            self._troubled("proxy", "")
+        except Exception as error:  # whatever the adapter met: traffic stays where it is, and we try again
+            self._troubled("proxy", f"the routing could not be written: {error}")
+
+    async def routed(self) -> None:
+        """Return when the proxy has the routing that the journal calls for now."""
+        while True:
+            await self._route(self.decide())
+            if not self.trouble.proxy:
+                return
+            await asyncio.sleep(_RETRY)
+
+    async def routed_or_raise(self) -> None:
+        """Like `routed`, but a failure is the caller's to hear of."""
+        await self._route(self.decide())
+        if self.trouble.proxy:
+            raise ProxyUnavailableError(self.trouble.proxy)
+
+    def _troubled(self, kind: str, text: str) -> None:
+        if getattr(self.trouble, kind) != text:
+            setattr(self.trouble, kind, text)
+            if text:
+                log.error("%s: %s", self.name, text)
+
+    # -- the journal -----------------------------------------------------------------------------------
+
+    async def record(self, event: ev.Event, check: Callable[[Service], None] | None = None) -> None:
+        """Journal an event and fold it. `check` may refuse it, by raising, given the state of that moment."""
+        async with self._recording:
+            if check is not None:
+                check(self.state)
+            await self._append(event)
+        self.wake()
+
+    async def _append(self, event: ev.Event) -> None:
+        entry = await self.parts.journal.append(event)
+        self._troubled("journal", "")
+        self.state = advance(self.state, entry.at, event)
+        self.parts.on_entry(entry)
+        await self._notify()
+
+    async def record_first_in_line(self, event: ev.Event) -> str | None:
+        """Fold and route by an event before it is journalled: for an abort, which waits for nothing.
+
+        Returns what went wrong with the journal, if anything; it is written as soon as it can be.
+        """
+        self.state = advance(self.state, time.time(), event)
+        self._unwritten.append(event)
+        await self._route(self.decide())
+        try:
+            await asyncio.wait_for(self._write_late(), 2.0)
+        except (JournalError, TimeoutError) as error:
+            return f"the abort is in force but not in the journal yet: {error or 'the disk does not answer'}"
+        finally:
+            self.wake()
+        return None
+
+    async def _write_late(self) -> None:
+        async with self._recording:
+            while self._unwritten:
+                entry = await self.parts.journal.append(self._unwritten[0])
+                self._unwritten.pop(0)
+                self.parts.on_entry(entry)
+                await self._notify()
+
+    async def _notify(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    # -- performing ------------------------------------------------------------------------------------
+
+    def _perform(self) -> None:
+        """Make what runs here match what the fold says is running."""
+        rollout = self.state.live
+        if rollout is None:
+            return
+        for record in rollout.running_steps():
+            if record.key not in self._steps:
+                resumed = record.key in self._resumed
+                task = asyncio.create_task(
+                    self._step(rollout, record, resumed=resumed), name=f"{self.name}: {describe(record.key)}"
+                )
+                self._steps[record.key] = _Work(task)
+
+    async def _step(self, rollout: Rollout, record: StepRecord, *, resumed: bool) -> None:
+        key = record.key
+        log.info("%s: %s%s", rollout.id, describe(key), " (resumed)" if resumed else "")
+        try:
+            done = await perform(self._hands, rollout, record, resumed=resumed)
+        except asyncio.CancelledError:
+            work = self._steps.get(key)
+            if work is None or not work.cancelled:
+                raise
+            done = Done(Outcome(False, "stopped, because the rollout is given up"))
+        except TrafficdError as error:
+            done = Done(Outcome(False, str(error)))
+        except Exception as error:  # a bug in an adapter must fail the step, not hang the rollout
+            log.exception("%s: %s", rollout.id, describe(key))
+            done = Done(Outcome(False, f"unexpected {type(error).__name__}: {error}"))
+        if not done.outcome.ok:
+            log.error("%s: %s failed: %s", rollout.id, describe(key), done.outcome.reason)
+        await self._ended(rollout, key, done)
+
+    async def _ended(self, rollout: Rollout, key: StepKey, done: Done) -> None:
+        event = ev.StepEnded(
+            service=rollout.service,
+            rollout=rollout.id,
+            upstream=key.upstream,
+            direction=key.direction,
+            step=key.kind,
+            ok=done.outcome.ok,
+            reason=done.outcome.reason,
+            dial=done.outcome.dial,
+            cut=done.cut,
+            output=done.outcome.output,
+        )
+        while True:
+            try:
+                async with self._recording:
+                    await self._append(event)
+                    self._steps.pop(key, None)
+                break
+            except JournalError as error:
+                self._troubled("journal", str(error))
+                await asyncio.sleep(_RETRY)
+        self.wake()
+
+    def _cancel(self, keys: frozenset[StepKey]) -> None:
+        for key in keys:
+            work = self._steps.get(key)
+            if work is not None and not work.cancelled:
+                work.cancelled = True
+                work.task.cancel()
+
+    # -- ready by hand ---------------------------------------------------------------------------------
+
+    def _gate(self) -> None:
+        for upstream in self.state.upstreams.values():
+            if upstream.gating is not None and upstream.id not in self._gates:
+                task = asyncio.create_task(self._ready(upstream, upstream.gating))
+                self._gates[upstream.id] = task
+                task.add_done_callback(lambda _, name=upstream.id: self._gates.pop(name, None))
+        for name in list(self._gates):
+            current = self.state.upstreams.get(name)
+            if current is None or current.gating is None:
+                self._gates.pop(name).cancel()
+
+    async def _ready(self, upstream: Upstream, gating: Gating) -> None:
+        failure = await gate(
+            self.parts.probe,
+            gating.dial,
+            since=gating.since,
+            min_healthy_time=self.parts.min_healthy_time if gating.swapped else 0.0,
+            deadline=self.parts.healthy_deadline,
+        )
+
+        def still_wanted(state: Service) -> None:
+            current = state.upstreams.get(upstream.id)
+            if current is None or current.gating != gating:
+                raise TrafficdError("superseded")
+
+        try:
+            await self.record(
+                ev.ReadyEnded(self.name, upstream.id, failure is None, failure or ""), still_wanted
+            )
+        except TrafficdError:
+            return
+        if failure is None:
+            self.monitor.assume_up(upstream.id, gating.dial)
+        self.wake()
+
+
+def _weights(decision: Decision) -> str:
+    if not decision.weights:
+        return "nobody: requests wait"
+    total = sum(decision.weights.values())
+    shares = (f"{dial} {100 * weight / total:.4g} %" for dial, weight in sorted(decision.weights.items()))
+    return ", ".join(shares)

@@ -1,0 +1,1 @@
+"""Probes: is what answers at an address healthy?"""

@@ -1,0 +1,200 @@
+"""Performing one step, idempotently: the thin I/O under the plan.
+
+A step may be performed again after a crash; each of them names a target state. Every wait is counted from
+the time the step was journalled, so restarts do not lengthen time-outs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from trafficd.core.drain import DrainVerdict, Open
+from trafficd.core.model import (
+    HOOKS,
+    Cut,
+    Direction,
+    Rollout,
+    StepKey,
+    StepKind,
+    StepRecord,
+    Task,
+)
+from trafficd.core.plan import ending
+from trafficd.observe import drain, gate
+from trafficd.ports import Driver, Outcome, Pool, Probe, Swap
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a step ended."""
+
+    outcome: Outcome
+    cut: Cut | None = None
+
+
+RunHook = Callable[[StepKind, str, Mapping[str, str], float], Awaitable[Outcome]]
+
+
+@dataclass(frozen=True)
+class Hands:
+    """What performing needs: the pool, the driver, the probe, and the engine's own routing.
+
+    `routed` returns when the proxy has the routing that the journal calls for. `admitted` says that an
+    upstream passed its gate and may be taken for up at its address.
+    """
+
+    pool: Pool
+    driver: Driver
+    probe: Probe
+    hook: RunHook
+    routed: Callable[[], Awaitable[None]]
+    admitted: Callable[[str, str], None]
+
+
+async def perform(hands: Hands, rollout: Rollout, record: StepRecord, *, resumed: bool) -> Done:
+    """Do what a running step stands for, and say how it ended."""
+    key = record.key
+    if key.kind is StepKind.PREPARE or key.upstream is None:
+        return await _once(hands, rollout, record, resumed=resumed)
+    tasks = rollout.forward if key.direction is Direction.FORWARD else rollout.revert
+    task = tasks[key.upstream]
+    if key.kind in HOOKS:
+        return Done(await _hook(hands, rollout, record, _hook_environment(rollout, task)))
+    match key.kind:
+        case StepKind.DRAIN:
+            return await _drain(hands, rollout, record, task)
+        case StepKind.GATE:
+            return await _gate(hands, rollout, record, task)
+        case StepKind.ADMIT:
+            assert task.new_dial is not None, "an admitted task has its address"
+            hands.admitted(task.upstream, task.new_dial)
+            await hands.routed()
+            return Done(Outcome(ok=True))
+        case _:
+            return await _drive(hands, rollout, record, task, resumed=resumed)
+
+
+async def _once(hands: Hands, rollout: Rollout, record: StepRecord, *, resumed: bool) -> Done:
+    key = record.key
+    if key.upstream is None:
+        environment = {"TRAFFICD_VERSION": rollout.version}
+        if key.kind is StepKind.ON_FAILURE:
+            state, reason = ending(rollout)
+            environment |= {"TRAFFICD_STATE": state.value, "TRAFFICD_REASON": reason}
+        return Done(await _hook(hands, rollout, record, environment))
+    swap = Swap(
+        action="prepare",
+        service=rollout.service,
+        upstream=key.upstream,
+        version=rollout.version,
+        previous_version=rollout.previous.get(key.upstream),
+        dial=None,
+        previous_dial="",
+        rollout=rollout.id,
+        timeout=rollout.policy.prepare_timeout,
+        since=record.started_at,
+        resumed=resumed,
+    )
+    return Done(await hands.driver(swap))
+
+
+async def _drain(hands: Hands, rollout: Rollout, record: StepRecord, task: Task) -> Done:
+    await hands.routed()
+    verdict, count = await drain(
+        hands.pool,
+        task.old_dial,
+        since=record.started_at,
+        quiet=rollout.policy.drain_quiet,
+        timeout=rollout.policy.drain_timeout,
+    )
+    match verdict:
+        case DrainVerdict.UNKNOWN:
+            return Done(Outcome(False, unknown_reason(task.old_dial)))
+        case DrainVerdict.TIMED_OUT:
+            return Done(Outcome(True, "drain_timeout"), cut=cut_of(count))
+        case _:
+            return Done(Outcome(ok=True), cut=Cut())
+
+
+def unknown_reason(dial: str) -> str:
+    """Why a drain cannot go on without an in-flight count."""
+    return (
+        f"the requests open on {dial} cannot be counted: Caddy's admin API does not answer, or the address is "
+        "also configured elsewhere in this Caddy (see `trafficd status`); nothing was stopped"
+    )
+
+
+def cut_of(count: Open | None) -> Cut:
+    return Cut() if count is None else Cut(count.requests, count.streams)
+
+
+async def _gate(hands: Hands, rollout: Rollout, record: StepRecord, task: Task) -> Done:
+    assert task.new_dial is not None, "a gate has an address"
+    # Only a new instance has to prove itself for the whole time; an old one that never stopped does not.
+    swapped = StepKind.SWAP in task.steps
+    failure = await gate(
+        hands.probe,
+        task.new_dial,
+        since=record.started_at,
+        min_healthy_time=rollout.policy.min_healthy_time if swapped else 0.0,
+        deadline=rollout.policy.healthy_deadline,
+    )
+    return Done(Outcome(failure is None, failure or ""))
+
+
+async def _drive(hands: Hands, rollout: Rollout, record: StepRecord, task: Task, *, resumed: bool) -> Done:
+    retire = record.key.kind is StepKind.RETIRE
+    swap = Swap(
+        action="retire" if retire else "swap",
+        service=rollout.service,
+        upstream=task.upstream,
+        version=(task.old_version if retire else task.new_version) or "",
+        previous_version=None if retire else task.old_version,
+        dial=task.old_dial if retire else task.new_dial,
+        previous_dial="" if retire else task.old_dial,
+        rollout=rollout.id,
+        timeout=rollout.policy.swap_timeout,
+        since=record.started_at,
+        resumed=resumed,
+    )
+    outcome = await hands.driver(swap)
+    if outcome.ok and not retire and (outcome.dial or task.new_dial) is None:
+        return Done(
+            Outcome(
+                False,
+                f"start_first needs an address for the new instance of {task.upstream}: set its "
+                "spare_dial, or let the driver print TRAFFICD_DIAL=host:port",
+                outcome.output,
+            )
+        )
+    return Done(outcome)
+
+
+async def _hook(hands: Hands, rollout: Rollout, record: StepRecord, extra: Mapping[str, str]) -> Outcome:
+    environment = {
+        "TRAFFICD_ACTION": record.key.kind.value,
+        "TRAFFICD_SERVICE": rollout.service,
+        "TRAFFICD_ROLLOUT": rollout.id,
+        "TRAFFICD_DIRECTION": record.key.direction.value,
+        **extra,
+    }
+    name = f"{rollout.id}-{record.key.upstream or 'once'}-{record.key.kind}-{record.started_at:.6f}"
+    return await hands.hook(record.key.kind, name, environment, record.started_at)
+
+
+def _hook_environment(rollout: Rollout, task: Task) -> dict[str, str]:
+    return {
+        "TRAFFICD_UPSTREAM": task.upstream,
+        "TRAFFICD_VERSION": task.new_version or "",
+        "TRAFFICD_PREVIOUS_VERSION": task.old_version or "",
+        "TRAFFICD_DIAL": task.new_dial or "",
+        "TRAFFICD_PREVIOUS_DIAL": task.old_dial,
+    }
+
+
+def describe(key: StepKey) -> str:
+    """A step in words, for logs."""
+    where = f" {key.upstream}" if key.upstream else ""
+    back = " (revert)" if key.direction is Direction.REVERT else ""
+    return f"{key.kind}{where}{back}"

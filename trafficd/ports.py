@@ -1,0 +1,97 @@
+"""What the engine needs from the world, as small Protocols. Adapters fit them by shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from trafficd.core.events import Event
+
+
+class OpenCount(Protocol):
+    """What is open on an address."""
+
+    @property
+    def requests(self) -> int: ...
+    @property
+    def streams(self) -> int: ...
+
+
+class Pool(Protocol):
+    """The way a service's traffic is controlled in the proxy."""
+
+    async def prepare(self) -> Sequence[str]:
+        """Make the proxy ready for shifts; returns notes for the log."""
+        ...
+
+    async def shift(self, weights: Mapping[str, int]) -> bool:
+        """Route by these weights per address; empty means nobody. False when it already was so."""
+        ...
+
+    def shares(self) -> Mapping[str, int]:
+        """The proxy's present weights per address, empty when it has none."""
+        ...
+
+    async def in_flight(self, dials: Iterable[str]) -> Mapping[str, OpenCount | None]:
+        """What is open on each address; None where it is not known."""
+        ...
+
+
+class Entry(NamedTuple):
+    """One line of the journal; `at` in seconds since the epoch."""
+
+    seq: int
+    at: float
+    event: Event
+
+
+class Journal(Protocol):
+    """The durable truth. `append` returns only after the event is on disk."""
+
+    async def append(self, event: Event) -> Entry: ...
+    async def load(self, service: str) -> list[Entry]: ...
+    async def rollout(self, rollout: str, after: int = 0) -> list[Entry]: ...
+
+
+class Probe(Protocol):
+    """One health probe of one address; None when healthy, else what was wrong."""
+
+    async def __call__(self, dial: str) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Swap:
+    """What a driver is asked to do: target states, never deltas.
+
+    `action` is "prepare", "swap" or "retire". `dial` is where `version` is to run (swap), or where the
+    instance to stop runs (retire); None where the driver chooses the address itself.
+    """
+
+    action: str
+    service: str
+    upstream: str
+    version: str
+    previous_version: str | None
+    dial: str | None
+    previous_dial: str
+    rollout: str
+    timeout: float  # s, from `since`
+    since: float  # s since the epoch: when the step was journalled
+    resumed: bool = False  # the daemon was restarted since the step began
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step ended. `dial` is set where the driver chose the address."""
+
+    ok: bool
+    reason: str = ""
+    output: str = ""
+    dial: str | None = None
+
+
+class Driver(Protocol):
+    """Replaces what runs behind an address. Cancelling the call ends the work that it started."""
+
+    async def __call__(self, swap: Swap) -> Outcome: ...

@@ -1,0 +1,201 @@
+"""The journal in SQLite: WAL, every append fsynced before it returns.
+
+One thread does all the work, so that a slow or hanging disk never stops the event loop (probes, drains
+and an abort go on). One daemon per state directory, held by a lock on a file beside the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from pydantic import ValidationError
+
+from trafficd.core.events import Event
+from trafficd.errors import JournalError, StateError
+from trafficd.ports import Entry
+from trafficd.store.codec import decode, encode
+
+SCHEMA = 1
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,
+    service TEXT NOT NULL,
+    rollout TEXT,
+    body BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS events_service ON events (service, seq);
+CREATE INDEX IF NOT EXISTS events_rollout ON events (rollout, seq);
+CREATE TABLE IF NOT EXISTS answers (
+    key TEXT PRIMARY KEY,
+    at REAL NOT NULL,
+    digest TEXT NOT NULL,
+    status INTEGER NOT NULL,
+    body BLOB NOT NULL
+);
+"""
+
+T = TypeVar("T")
+
+
+class Answer(NamedTuple):
+    """What a request with an Idempotency-Key was answered with."""
+
+    digest: str
+    status: int
+    body: bytes
+
+
+class StateLock:
+    """One daemon per state directory. Released by the kernel however the daemon ends."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "lock"
+        self._fd: int | None = None
+
+    def acquire(self) -> None:
+        """Raises `StateError` when another daemon holds it."""
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(fd)
+            raise StateError(
+                f"another trafficd (pid {holder}) already runs on {self._path.parent}; "
+                "stop it first, or give this one a state_dir of its own"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._fd = fd
+
+    def release(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+class SqliteJournal:
+    """`trafficd.ports.Journal` on a SQLite file, and the answers kept for Idempotency-Keys."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
+        self._connection: sqlite3.Connection | None = None
+
+    async def open(self) -> None:
+        """Raises `StateError` when the file is damaged or of a newer trafficd."""
+        await self._call(self._open)
+
+    def _open(self) -> None:
+        try:
+            connection = sqlite3.connect(self._path, isolation_level=None, timeout=5.0)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+            if version > SCHEMA:
+                raise StateError(
+                    f"{self._path} was written by a newer trafficd (schema {version}, this one knows "
+                    f"{SCHEMA}); run the newer one"
+                )
+            connection.executescript(_TABLES)
+            connection.execute(f"PRAGMA user_version={SCHEMA}")
+        except sqlite3.Error as error:
+            raise StateError(f"the journal {self._path} cannot be opened: {error}") from error
+        self._connection = connection
+
+    async def close(self) -> None:
+        await self._call(self._close)
+        self._thread.shutdown(wait=False)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    async def append(self, event: Event) -> Entry:
+        """Write one event; it is on disk when this returns. Raises `JournalError` when it is not."""
+        body = encode(event)
+        at = time.time()
+        rollout = getattr(event, "rollout", None)
+        statement = "INSERT INTO events (at, service, rollout, body) VALUES (?, ?, ?, ?)"
+        seq = await self._call(
+            lambda: self._db.execute(statement, (at, event.service, rollout, body)).lastrowid
+        )
+        return Entry(seq or 0, at, event)
+
+    async def load(self, service: str) -> list[Entry]:
+        """All events of one service, oldest first."""
+        return await self._select("service = ? AND seq > ?", (service, 0))
+
+    async def rollout(self, rollout: str, after: int = 0) -> list[Entry]:
+        """The events of one rollout after sequence number `after`."""
+        return await self._select("rollout = ? AND seq > ?", (rollout, after))
+
+    async def recent(self, limit: int, service: str | None = None) -> list[Entry]:
+        """The newest events, newest last."""
+        where = "service = ?" if service else "? = ''"
+        rows = await self._select(f"{where} ORDER BY seq DESC LIMIT {int(limit)}", (service or "",), order="")
+        return rows[::-1]
+
+    async def rollouts(self, service: str | None, limit: int) -> list[str]:
+        """The ids of the newest rollouts, newest first."""
+        where, values = ("service = ? AND", (service,)) if service else ("", ())
+        query = (
+            f"SELECT rollout FROM events WHERE {where} rollout IS NOT NULL "
+            f"GROUP BY rollout ORDER BY MIN(seq) DESC LIMIT {int(limit)}"
+        )
+        rows = await self._call(lambda: self._db.execute(query, values).fetchall())
+        return [row[0] for row in rows]
+
+    async def answer(self, key: str) -> Answer | None:
+        """What the request with this Idempotency-Key was answered with, if it was seen."""
+        query = "SELECT digest, status, body FROM answers WHERE key = ?"
+        row = await self._call(lambda: self._db.execute(query, (key,)).fetchone())
+        return Answer(*row) if row else None
+
+    async def keep_answer(self, key: str, answer: Answer, *, keep: float = 7 * 86_400.0) -> None:
+        """Keep an answer for `keep` seconds."""
+        now = time.time()
+
+        def write() -> None:
+            self._db.execute("DELETE FROM answers WHERE at < ?", (now - keep,))
+            self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", (key, now, *answer))
+
+        await self._call(write)
+
+    async def _select(
+        self, where: str, values: tuple[object, ...], order: str = "ORDER BY seq"
+    ) -> list[Entry]:
+        query = f"SELECT seq, at, body FROM events WHERE {where} {order}"
+        rows = await self._call(lambda: self._db.execute(query, values).fetchall())
+        try:
+            return [Entry(seq, at, decode(body)) for seq, at, body in rows]
+        except ValidationError as error:
+            raise StateError(
+                f"the journal {self._path} holds an event that this trafficd does not know; "
+                f"was it written by a newer one? {error}"
+            ) from error
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise JournalError("the journal is closed")
+        return self._connection
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except (sqlite3.Error, OSError) as error:
+            raise JournalError(
+                f"the journal {self._path} cannot be used: {error}. Is the disk full, or not writable?"
+            ) from error

@@ -1,0 +1,1 @@
+"""How instances are replaced. Each module is one driver; none imports another."""
