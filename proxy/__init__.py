@@ -1,0 +1,1 @@
+"""Everything that knows Caddy. Knows nothing of deploys."""
