@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from trafficd.core import events as ev
 from trafficd.core import invariants
@@ -54,12 +55,13 @@ class Parts:
 class Trouble:
     """What keeps the engine from acting now, in words; empty when nothing does."""
 
-    proxy: str = ""
+    proxy: str = ""  # the routing cannot be written
+    caddy: str = ""  # Caddy cannot be reached
     journal: str = ""
     bug: str = ""
 
     def lines(self) -> list[str]:
-        return [line for line in (self.proxy, self.journal, self.bug) if line]
+        return [line for line in (self.proxy, self.caddy, self.journal, self.bug) if line]
 
 
 @dataclass
@@ -91,9 +93,10 @@ class Engine:
         self.changed = asyncio.Condition()
         self._wake = asyncio.Event()
         self._recording = asyncio.Lock()
+        self._routing = asyncio.Lock()
         self._unwritten: list[ev.Event] = []
         self._steps: dict[StepKey, _Work] = {}
-        self._gates: dict[str, asyncio.Task[None]] = {}
+        self._gates: dict[str, tuple[Gating, asyncio.Task[None]]] = {}
         self._resumed: frozenset[StepKey] = frozenset()
         self._loop: asyncio.Task[None] | None = None
         self._hands = Hands(
@@ -126,7 +129,7 @@ class Engine:
 
     async def stop(self) -> None:
         """Stop acting. Commands that run go on by themselves; the next daemon finds them."""
-        tasks = [work.task for work in self._steps.values()] + list(self._gates.values())
+        tasks = [work.task for work in self._steps.values()] + [task for _, task in self._gates.values()]
         if self._loop is not None:
             tasks.append(self._loop)
         for task in tasks:
@@ -140,12 +143,12 @@ class Engine:
             try:
                 busy = await self.step()
             except JournalError as error:
-                self._troubled("journal", str(error))
+                self.troubled("journal", str(error))
                 await asyncio.sleep(_RETRY)
                 continue
             except invariants.InvariantError as error:
                 # A bug of ours: touch nothing more, keep the routing, and say so.
-                self._troubled("bug", f"stopped before breaking an invariant (please report): {error}")
+                self.troubled("bug", f"stopped before breaking an invariant (please report): {error}")
                 await asyncio.sleep(60.0)
                 continue
             if not busy:
@@ -173,7 +176,7 @@ class Engine:
         self._watch()
         decision = self.decide()
         self.waits, self.panic = decision.waits, decision.panic
-        await self._route(decision)
+        await self._route()
         self._cancel(decision.cancel)
         if decision.event is not None:
             invariants.check(self.state, self.world(), decision.event)
@@ -208,30 +211,35 @@ class Engine:
 
     # -- routing ---------------------------------------------------------------------------------------
 
-    async def _route(self, decision: Decision) -> None:
+    async def _route(self) -> None:
+        """Write the routing that the state calls for at the moment of writing: never an older one."""
         try:
-            if await self.parts.pool.shift(decision.weights):
+            async with self._routing:
+                decision = self.decide()
+                shifted = await self.parts.pool.shift(decision.weights)
+            if shifted:
                 log.info("%s: traffic goes to %s", self.name, _weights(decision))
                 await self._notify()
-            self._troubled("proxy", "")
+            self.troubled("proxy", "")
         except Exception as error:  # whatever the adapter met: traffic stays where it is, and we try again
-            self._troubled("proxy", f"the routing could not be written: {error}")
+            self.troubled("proxy", f"the routing could not be written: {error}")
 
     async def routed(self) -> None:
         """Return when the proxy has the routing that the journal calls for now."""
         while True:
-            await self._route(self.decide())
+            await self._route()
             if not self.trouble.proxy:
                 return
             await asyncio.sleep(_RETRY)
 
     async def routed_or_raise(self) -> None:
         """Like `routed`, but a failure is the caller's to hear of."""
-        await self._route(self.decide())
+        await self._route()
         if self.trouble.proxy:
             raise ProxyUnavailableError(self.trouble.proxy)
 
-    def _troubled(self, kind: str, text: str) -> None:
+    def troubled(self, kind: str, text: str) -> None:
+        """Say what keeps the engine from acting; empty when nothing does any more."""
         if getattr(self.trouble, kind) != text:
             setattr(self.trouble, kind, text)
             if text:
@@ -249,7 +257,7 @@ class Engine:
 
     async def _append(self, event: ev.Event) -> None:
         entry = await self.parts.journal.append(event)
-        self._troubled("journal", "")
+        self.troubled("journal", "")
         self.state = advance(self.state, entry.at, event)
         self.parts.on_entry(entry)
         await self._notify()
@@ -261,7 +269,7 @@ class Engine:
         """
         self.state = advance(self.state, time.time(), event)
         self._unwritten.append(event)
-        await self._route(self.decide())
+        await self._route()
         try:
             await asyncio.wait_for(self._write_late(), 2.0)
         except (JournalError, TimeoutError) as error:
@@ -336,7 +344,7 @@ class Engine:
                     self._steps.pop(key, None)
                 break
             except JournalError as error:
-                self._troubled("journal", str(error))
+                self.troubled("journal", str(error))
                 await asyncio.sleep(_RETRY)
         self.wake()
 
@@ -350,15 +358,20 @@ class Engine:
     # -- ready by hand ---------------------------------------------------------------------------------
 
     def _gate(self) -> None:
+        for name, (gating, task) in list(self._gates.items()):
+            current = self.state.upstreams.get(name)
+            if current is None or current.gating not in (None, gating) or (current.drained and not current.gating):
+                del self._gates[name]
+                task.cancel()
         for upstream in self.state.upstreams.values():
             if upstream.gating is not None and upstream.id not in self._gates:
                 task = asyncio.create_task(self._ready(upstream, upstream.gating))
-                self._gates[upstream.id] = task
-                task.add_done_callback(lambda _, name=upstream.id: self._gates.pop(name, None))
-        for name in list(self._gates):
-            current = self.state.upstreams.get(name)
-            if current is None or current.gating is None:
-                self._gates.pop(name).cancel()
+                self._gates[upstream.id] = (upstream.gating, task)
+                task.add_done_callback(partial(self._gate_done, upstream.id))
+
+    def _gate_done(self, name: str, task: asyncio.Task[None]) -> None:
+        if name in self._gates and self._gates[name][1] is task:
+            del self._gates[name]
 
     async def _ready(self, upstream: Upstream, gating: Gating) -> None:
         failure = await gate(

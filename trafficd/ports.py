@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -20,10 +20,6 @@ class OpenCount(Protocol):
 
 class Pool(Protocol):
     """The way a service's traffic is controlled in the proxy."""
-
-    async def prepare(self) -> Sequence[str]:
-        """Make the proxy ready for shifts; returns notes for the log."""
-        ...
 
     async def shift(self, weights: Mapping[str, int]) -> bool:
         """Route by these weights per address; empty means nobody. False when it already was so."""

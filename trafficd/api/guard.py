@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from trafficd.api.problems import Handler, problem
 from trafficd.errors import ConfigError
@@ -69,7 +70,7 @@ def read_token(path: Path) -> str:
     return token
 
 
-def middleware(guard: Guard | None) -> Handler:
+def middleware(guard: Guard | None) -> Middleware:
     """The guard for connections that did not come over the unix socket."""
 
     @web.middleware
@@ -83,4 +84,4 @@ def middleware(guard: Guard | None) -> Handler:
                 return refused
         return await handler(request)
 
-    return check  # type: ignore[return-value]
+    return check

@@ -11,6 +11,7 @@ import hashlib
 import re
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from trafficd.api.problems import BadRequestError, Handler
 from trafficd.errors import InvalidError
@@ -62,11 +63,11 @@ class Idempotency:
         return response
 
 
-def middleware(journal: SqliteJournal) -> Handler:
+def middleware(journal: SqliteJournal) -> Middleware:
     idempotency = Idempotency(journal)
 
     @web.middleware
     async def keep(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await idempotency(request, handler)
 
-    return keep  # type: ignore[return-value]
+    return keep

@@ -12,7 +12,11 @@ _ADAPTER: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator=
 
 
 def encode(event: Event) -> bytes:
-    return _ADAPTER.dump_json(event)
+    """Raises `ValueError` for an event that could not be read again (not a number, half a surrogate pair):
+    one such in the journal, and no daemon starts on it any more."""
+    body = _ADAPTER.dump_json(event)
+    _ADAPTER.validate_json(body)
+    return body
 
 
 def decode(body: bytes) -> Event:

@@ -37,7 +37,7 @@ CREATE INDEX IF NOT EXISTS events_service ON events (service, seq);
 CREATE INDEX IF NOT EXISTS events_rollout ON events (rollout, seq);
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY,
-    at REAL NOT NULL,
+    expires REAL NOT NULL,
     digest TEXT NOT NULL,
     status INTEGER NOT NULL,
     body BLOB NOT NULL
@@ -63,8 +63,14 @@ class StateLock:
         self._fd: int | None = None
 
     def acquire(self) -> None:
-        """Raises `StateError` when another daemon holds it."""
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Raises `StateError` when another daemon holds it, or the directory cannot be used."""
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StateError(
+                f"state_dir {self._path.parent} cannot be used: {error.strerror}; make it, owned by "
+                "trafficd's user"
+            ) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -91,6 +97,7 @@ class SqliteJournal:
         self._path = path
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
         self._connection: sqlite3.Connection | None = None
+        self._closed = False
 
     async def open(self) -> None:
         """Raises `StateError` when the file is damaged or of a newer trafficd."""
@@ -98,24 +105,50 @@ class SqliteJournal:
 
     def _open(self) -> None:
         try:
+            # Made here, for its mode: the output of commands is in it.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             connection = sqlite3.connect(self._path, isolation_level=None, timeout=5.0)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-            if version > SCHEMA:
-                raise StateError(
-                    f"{self._path} was written by a newer trafficd (schema {version}, this one knows "
-                    f"{SCHEMA}); run the newer one"
-                )
-            connection.executescript(_TABLES)
-            connection.execute(f"PRAGMA user_version={SCHEMA}")
+        except (sqlite3.Error, OSError) as error:
+            raise self._unusable(error) from error
+        try:
+            self._prepare(connection)
         except sqlite3.Error as error:
-            raise StateError(f"the journal {self._path} cannot be opened: {error}") from error
+            connection.close()
+            raise self._unusable(error) from error
+        except StateError:
+            connection.close()
+            raise
         self._connection = connection
 
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        if version > SCHEMA:
+            raise StateError(
+                f"{self._path} was written by a newer trafficd (schema {version}, this one knows "
+                f"{SCHEMA}); run the newer one"
+            )
+        connection.executescript(_TABLES)
+        connection.execute(f"PRAGMA user_version={SCHEMA}")
+
+    def _unusable(self, error: Exception) -> StateError:
+        if _is_damage(error):
+            return self._damaged(error)
+        return StateError(f"the journal {self._path} cannot be opened: {error}")
+
+    def _damaged(self, error: Exception) -> StateError:
+        return StateError(
+            f"the journal {self._path} is damaged: {error}. Traffic goes on as it is routed now. Bring the "
+            "file back from a backup, or move it away: trafficd then begins anew from its configuration"
+        )
+
     async def close(self) -> None:
-        await self._call(self._close)
-        self._thread.shutdown(wait=False)
+        """Closing again is no error."""
+        if not self._closed:
+            await self._call(self._close)
+            self._closed = True
+            self._thread.shutdown(wait=False)
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -124,7 +157,10 @@ class SqliteJournal:
 
     async def append(self, event: Event) -> Entry:
         """Write one event; it is on disk when this returns. Raises `JournalError` when it is not."""
-        body = encode(event)
+        try:
+            body = encode(event)
+        except ValueError as error:
+            raise JournalError(f"not journalled, because it could not be read again: {error}") from error
         at = time.time()
         rollout = getattr(event, "rollout", None)
         statement = "INSERT INTO events (at, service, rollout, body) VALUES (?, ?, ?, ?)"
@@ -159,8 +195,8 @@ class SqliteJournal:
 
     async def answer(self, key: str) -> Answer | None:
         """What the request with this Idempotency-Key was answered with, if it was seen."""
-        query = "SELECT digest, status, body FROM answers WHERE key = ?"
-        row = await self._call(lambda: self._db.execute(query, (key,)).fetchone())
+        query = "SELECT digest, status, body FROM answers WHERE key = ? AND expires > ?"
+        row = await self._call(lambda: self._db.execute(query, (key, time.time())).fetchone())
         return Answer(*row) if row else None
 
     async def keep_answer(self, key: str, answer: Answer, *, keep: float = 7 * 86_400.0) -> None:
@@ -168,8 +204,9 @@ class SqliteJournal:
         now = time.time()
 
         def write() -> None:
-            self._db.execute("DELETE FROM answers WHERE at < ?", (now - keep,))
-            self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", (key, now, *answer))
+            self._db.execute("DELETE FROM answers WHERE expires <= ?", (now,))
+            values = (key, now + keep, *answer)
+            self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", values)
 
         await self._call(write)
 
@@ -177,12 +214,17 @@ class SqliteJournal:
         self, where: str, values: tuple[object, ...], order: str = "ORDER BY seq"
     ) -> list[Entry]:
         query = f"SELECT seq, at, body FROM events WHERE {where} {order}"
-        rows = await self._call(lambda: self._db.execute(query, values).fetchall())
+        # Decoded in the thread too: a long history must not keep probes and an abort waiting.
+        return await self._call(
+            lambda: [self._entry(*row) for row in self._db.execute(query, values).fetchall()]
+        )
+
+    def _entry(self, seq: int, at: float, body: bytes) -> Entry:
         try:
-            return [Entry(seq, at, decode(body)) for seq, at, body in rows]
+            return Entry(seq, at, decode(body))
         except ValidationError as error:
             raise StateError(
-                f"the journal {self._path} holds an event that this trafficd does not know; "
+                f"the journal {self._path} holds an event that this trafficd does not know (seq {seq}); "
                 f"was it written by a newer one? {error}"
             ) from error
 
@@ -193,9 +235,17 @@ class SqliteJournal:
         return self._connection
 
     async def _call(self, work: Callable[[], T]) -> T:
+        if self._closed:
+            raise JournalError("the journal is closed")
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except (sqlite3.Error, OSError) as error:
+            if _is_damage(error):
+                raise self._damaged(error) from error
             raise JournalError(
                 f"the journal {self._path} cannot be used: {error}. Is the disk full, or not writable?"
             ) from error
+
+
+def _is_damage(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))

@@ -50,13 +50,13 @@ class CommandDriver:
         if argv is None:
             return Outcome(ok=True)
         name = f"{swap.rollout}-{swap.upstream}-{swap.action}-{swap.since:.6f}"
-        left = max(1.0, swap.timeout - max(0.0, self._now() - swap.since))
-        slot = f"{swap.service}-{swap.upstream}"
+        left = swap.timeout - max(0.0, self._now() - swap.since)
+        slot = f"{swap.service}:{swap.upstream}"  # no name has a colon, so no two upstreams share a slot
         try:
             ended = await self._runner.run(name, slot, argv, environment(swap), left)
         except TrafficdError as error:
             return Outcome(ok=False, reason=str(error))
-        self._runner.forget(name)
+        # The run is not forgotten here: were we killed before its end is in the journal, it would run twice.
         if not ended.ok:
             return Outcome(False, ended.explain(argv[0], swap.timeout), ended.output)
         return _returned(ended.output)
@@ -64,7 +64,7 @@ class CommandDriver:
 
 def _returned(output: str) -> Outcome:
     """A success, with the address if the program named one."""
-    named = [line.removeprefix(_MARK).strip() for line in output.splitlines() if line.startswith(_MARK)]
+    named = [line.removeprefix(_MARK).strip() for line in output.split("\n") if line.startswith(_MARK)]
     if not named:
         return Outcome(ok=True, output=output)
     try:

@@ -1,27 +1,31 @@
 """Run one command under its supervisor, or find again the one that a killed daemon left running.
 
-The supervisor (`supervise`) leads a process group of its own and writes how the command ended to a file,
-so a restarted daemon learns the true exit status of a command it did not start. A command is known by
-its process group, pid and start time together; a pid alone may be somebody else's by now.
+The supervisor (`supervise`) leads a process group of its own, decides under a lock whether the command has
+to run at all, and writes how it ended to a file. So a restarted daemon learns the true exit status of a
+command it did not start, by asking for it again: a second supervisor waits for the first and finds its
+work done. A process is known by its pid and start time together; a pid alone may be somebody else's by now.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
+import contextlib
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trafficd.errors import TrafficdError
+from trafficd.swap import supervise
 
-SUPERVISOR = Path(__file__).with_name("supervise.py")
+SUPERVISOR = Path(supervise.__file__)
 OUTPUT_LIMIT = 8_000  # bytes of a command's output that are kept in the journal: its end
 GRACE = 10.0  # s between TERM and KILL
+KEEP = 7 * 86_400.0  # s that the end of a run is remembered
 _POLL = 0.02
 
 
@@ -39,8 +43,8 @@ class Ended:
     def explain(self, program: str, timeout: float) -> str:
         """Why it is not ok, for a person."""
         kind, _, rest = self.word.partition(" ")
-        last = self.output.strip().splitlines()[-1:] or [""]
-        said = f": {last[0][:200]}" if last[0] else ""
+        last = _last_line(self.output)
+        said = f": {last}" if last else ""
         match kind:
             case "exit":
                 return f"{program} exited with status {rest}{said}"
@@ -57,11 +61,16 @@ class Ended:
 
 
 class CommandRunner:
-    """Runs commands whose state lives under `directory` (<state_dir>/commands)."""
+    """Runs commands whose state lives under `directory` (<state_dir>/commands).
 
-    def __init__(self, directory: Path) -> None:
+    `grace`: seconds between TERM and KILL for a command that has to end.
+    """
+
+    def __init__(self, directory: Path, *, grace: float = GRACE) -> None:
         self._directory = directory
+        self._grace = grace
         self._leaving = False
+        self._swept = False
 
     def leave(self) -> None:
         """From now on a cancelled call leaves its command running: the daemon stops, the deploy does not."""
@@ -70,172 +79,194 @@ class CommandRunner:
     async def run(
         self, name: str, slot: str, argv: Sequence[str], environment: Mapping[str, str], timeout: float
     ) -> Ended:
-        """Run `argv`, or join the run of this `name` that is under way already.
+        """Run `argv`, or join the run of this `name` that is under way already or has ended.
 
         `name` is unique for the step, so that asking again after a crash finds the same run. `slot` names
-        what two commands must not work on at once: one upstream. When cancelled, the command is ended.
+        what two commands must not work on at once: one upstream. `timeout` in seconds. When cancelled, the
+        command is ended. Raises `TrafficdError` when it cannot be known how the command ended.
         """
-        run_dir = self._directory / name
-        lock = self._directory / f"{slot}.lock"
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        run_dir, lock = self._directory / name, self._directory / f"{slot}.lock"
+        known = _read(run_dir)
+        if known is not None:
+            return known
         try:
-            ended = await self._find(run_dir, lock)
-            if ended is None:
-                ended = await self._start(run_dir, lock, argv, environment, timeout)
-        except asyncio.CancelledError:
-            if self._leaving:
-                raise
-            await asyncio.shield(self._end(run_dir, lock))
-            raise
-        except OSError as error:
+            pid = self._spawn(run_dir, lock, argv, environment, timeout)
+        except (OSError, ValueError) as error:
             raise TrafficdError(f"{argv[0]} could not be started: {error}") from error
-        return ended
+        supervisor = _Supervisor(pid)
+        try:
+            await _until(supervisor.gone)
+        except asyncio.CancelledError:
+            if not self._leaving:
+                await asyncio.shield(self._end(supervisor, run_dir, lock))
+            raise
+        return await self._ended(supervisor, run_dir, lock, argv[0])
 
     def forget(self, name: str) -> None:
-        """Remove what a run left behind, once its end is in the journal."""
+        """Remove what a run left behind. Not before its end is in the journal: asked again for a run that
+        is forgotten, the command would run again. Without it a run is forgotten after `KEEP`."""
         shutil.rmtree(self._directory / name, ignore_errors=True)
 
-    async def _find(self, run_dir: Path, lock: Path) -> Ended | None:
-        """The end of an earlier run of this step; waits for it when it still goes on."""
-        while await asyncio.to_thread(_held, lock):
-            await asyncio.sleep(_POLL)
-        ended = _read(run_dir)
-        if ended is not None and ended.word != "busy":
-            return ended
-        # The supervisor itself was killed: its group may live on without it.
-        while (leader := _orphans(run_dir)) is not None:
-            _signal_group(leader, signal.SIGTERM)
-            await asyncio.sleep(_POLL)
-        return None
-
-    async def _start(
+    def _spawn(
         self, run_dir: Path, lock: Path, argv: Sequence[str], environment: Mapping[str, str], timeout: float
-    ) -> Ended:
-        while True:
-            shutil.rmtree(run_dir, ignore_errors=True)
-            run_dir.mkdir(mode=0o700, parents=True)
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-I",
-                "-S",
-                str(SUPERVISOR),
-                str(run_dir),
-                str(lock),
-                repr(timeout),
-                repr(GRACE),
-                "--",
-                *argv,
-                env={**os.environ, **environment},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            await process.wait()
-            ended = _read(run_dir)
-            if ended is None:
-                raise TrafficdError(f"the supervisor of {argv[0]} was killed (status {process.returncode})")
-            if ended.word != "busy":
-                return ended
-            # A supervisor that a killed daemon had just started got the lock first: wait for it.
-            while await asyncio.to_thread(_held, lock):
-                await asyncio.sleep(_POLL)
-            earlier = _read(run_dir)
-            if earlier is not None and earlier.word != "busy":
-                return earlier
+    ) -> int:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._swept:
+            _sweep(self._directory, time.time() - KEEP)
+            self._swept = True
+        options = [str(run_dir), str(lock), repr(timeout), repr(self._grace)]
+        null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
+        # Not asyncio's subprocess: that one kills its child when the loop ends or the object is collected.
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-I", "-S", str(SUPERVISOR), *options, "--", *argv],
+            {**os.environ, **environment},
+            file_actions=null,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=supervise.DEFAULTS,
+        )
 
-    async def _end(self, run_dir: Path, lock: Path) -> None:
-        """End a running command: TERM to the supervisor, which passes it on and kills after its grace."""
-        for _ in range(int((GRACE + 2) / _POLL)):
-            leader = _leader(run_dir)
-            if leader is None and not _held(lock):
-                return
-            if leader is not None:
-                _signal(leader, signal.SIGTERM)
-            if _read(run_dir) is not None:
-                return
-            await asyncio.sleep(_POLL)
+    async def _ended(self, supervisor: _Supervisor, run_dir: Path, lock: Path, program: str) -> Ended:
+        ended = _read(run_dir)
+        if ended is not None:
+            return ended
+        match supervisor.status:
+            case supervise.GIVEN_UP:
+                return Ended("ended", "")
+            case supervise.BUSY:
+                raise TrafficdError(
+                    f"{program} was not started: another command for the same upstream still runs "
+                    f"(process group {_holder(lock)}); end it, then try again"
+                )
+            case status:
+                await self._end(supervisor, run_dir, lock)
+                raise TrafficdError(
+                    f"the supervisor of {program} was killed ({_describe(status)}), and what was left of "
+                    "the command was ended; whether it had done its work is not known"
+                )
+
+    async def _end(self, supervisor: _Supervisor, run_dir: Path, lock: Path) -> None:
+        """End the command, whoever runs it: our supervisor, one that an earlier daemon started, or none.
+
+        A supervisor does it by itself on TERM; the rest is for one that was killed or hangs.
+        """
+        supervisor.signal(signal.SIGTERM)
+        group = _group(run_dir, lock)
+        if group is not None and _alive(group):
+            supervise.send(group, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._grace + 2 * supervise.KILLED_BY):
+                await _until(lambda: supervisor.gone() and (group is None or not _alive(group)))
+        group = _group(run_dir, lock)
+        if group is not None:
+            await asyncio.to_thread(supervise.end_group, group, self._grace)
+        _close(run_dir)
 
 
-def _held(lock: Path) -> bool:
-    """Whether a supervisor holds the lock."""
-    try:
-        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(fd)
+class _Supervisor:
+    """Our child; `status` is how it ended, None while it runs or when that cannot be known."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._gone = False
+        self.status: int | None = None
+
+    def gone(self) -> bool:
+        """Whether it has ended; it is then reaped."""
+        if not self._gone:
+            try:
+                done, status = os.waitpid(self._pid, os.WNOHANG)
+            except ChildProcessError:  # reaped by somebody else
+                self._gone = True
+            else:
+                self._gone = bool(done)
+                self.status = os.waitstatus_to_exitcode(status) if done else None
+        return self._gone
+
+    def signal(self, number: int) -> None:
+        if not self.gone():
+            os.kill(self._pid, number)  # not reaped, so the pid is still its own
+
+
+async def _until(predicate: Callable[[], bool]) -> None:
+    """Poll until it holds. Processes that are not our children can be watched in no other way that works
+    on every kernel and loop, and a swap takes long enough for 20 ms not to matter."""
+    while not predicate():  # noqa: ASYNC110 - nothing here could set an event
+        await asyncio.sleep(_POLL)
 
 
 def _read(run_dir: Path) -> Ended | None:
+    """How a run ended; None when it has not, or when a power loss left nothing of it."""
     try:
         word = (run_dir / "exit").read_text().strip()
     except OSError:
         return None
+    return Ended(word, _tail(run_dir / "output")) if word else None
+
+
+def _tail(path: Path) -> str:
     try:
-        with (run_dir / "output").open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - OUTPUT_LIMIT))
-            output = file.read().decode(errors="replace")
+        with path.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - OUTPUT_LIMIT)
+            file.seek(start)
+            data = file.read()
     except OSError:
-        output = ""
-    return Ended(word, output)
+        return ""
+    if start:  # a line that is cut could be taken for one that it is not
+        data = data.partition(b"\n")[2] or data
+    return data.decode(errors="replace")
 
 
-def _identity(run_dir: Path) -> tuple[int, str] | None:
+def _last_line(output: str) -> str:
+    """The last line that says something, safe for a terminal."""
+    for line in reversed(output.splitlines()):
+        if text := "".join(c if c.isprintable() else " " for c in line).strip():
+            return text[:200]
+    return ""
+
+
+def _close(run_dir: Path) -> None:
+    """A run that was ended on request is over: no supervisor may start it afterwards."""
+    with contextlib.suppress(OSError):
+        run_dir.mkdir(mode=0o700, exist_ok=True)
+        if _read(run_dir) is None:
+            supervise.leave(str(run_dir), "ended")
+
+
+def _sweep(directory: Path, before: float) -> None:
+    """Forget the runs that ended before this time."""
+    for end in directory.glob("*/exit"):
+        with contextlib.suppress(OSError):
+            if end.stat().st_mtime < before:
+                shutil.rmtree(end.parent, ignore_errors=True)
+
+
+def _holder(lock: Path) -> str:
     try:
-        pid, _, start = (run_dir / "process").read_text().strip().partition(" ")
-        return int(pid), start
+        return lock.read_text().split(" ")[0] or "unknown"
+    except OSError:
+        return "unknown"
+
+
+def _group(run_dir: Path, lock: Path) -> int | None:
+    """The process group of this run, if its command has not ended in order."""
+    try:
+        pid, start, age, owner = lock.read_text().strip().split(" ", 3)
+        group = int(pid)
     except (OSError, ValueError):
         return None
-
-
-def _start_time(pid: int) -> str | None:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+    if owner != str(run_dir) or age != supervise.epoch():
         return None
+    # Another start time: the pid is another process's by now, so the group is gone.
+    return group if supervise.stat(group)[1] in ("", start) else None
 
 
-def _leader(run_dir: Path) -> int | None:
-    """The supervisor's pid, if it is still the very process that wrote the file."""
-    identity = _identity(run_dir)
-    if identity is None or _start_time(identity[0]) != identity[1]:
-        return None
-    return identity[0]
+def _alive(pid: int) -> bool:
+    return supervise.stat(pid)[0] not in ("", "Z", "X")
 
 
-def _orphans(run_dir: Path) -> int | None:
-    """The process group, when its leader was killed and members are left.
-
-    A group id cannot be given to another process while the group has members, so one whose leader's
-    start time does not match is only ours if nobody leads it.
-    """
-    identity = _identity(run_dir)
-    if identity is None or _start_time(identity[0]) is not None:
-        return None
-    try:
-        os.killpg(identity[0], 0)
-    except OSError:
-        return None
-    return identity[0]
-
-
-def _signal(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
-
-
-def _signal_group(group: int, number: int) -> None:
-    try:
-        os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        return
+def _describe(status: int | None) -> str:
+    if status is None:
+        return "exit status unknown"
+    return f"signal {-status}" if status < 0 else f"exit status {status}"

@@ -1,0 +1,367 @@
+"""The route of our own in Caddy's JSON: build it, put it into a configuration, take it out. Pure.
+
+A route is written once and never again: its upstreams are placeholders that Caddy resolves at every request
+from the slot directory. Two handlers stand in it, one for requests and one for what is upgraded to a stream,
+over two spellings of the same addresses, because Caddy counts what is open by the spelling.
+
+What is in the handlers, and why:
+- `try_duration` and `try_interval`, no `retries`: a request that meets a dead address waits for the slot to be
+  repointed, and while nobody is ready all of them wait.
+- no health checks: failures would belong to the slot and survive its repointing; our probes decide.
+- a `retry_match` that matches nothing: only a failed dial is tried again, so no request is delivered twice.
+- `stream_close_delay`: somebody's reload of Caddy does not cut the streams.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from proxy.errors import AddressError, CaddyRefusedError
+from proxy.slots import slot_name, stream_slot_name
+
+Json = dict[str, Any]
+
+SERVER = "trafficd"
+PROBE_ID = "trafficd_probe"  # no service's id: those begin with "trafficd-"
+_NOTHING: list[Json] = [{"not": [{}]}]  # no request matches the negation of a matcher that all match
+_UPGRADE: list[Json] = [
+    {
+        "header": {"Upgrade": ["*"]},
+        "header_regexp": {"Connection": {"pattern": r"(?i)(^|[\s,])upgrade([\s,]|$)"}},
+    },
+    {"method": ["CONNECT"]},  # RFC 8441: WebSockets over HTTP/2
+]
+
+
+@dataclass(frozen=True)
+class Transport:
+    """How Caddy talks to the upstreams. Times in seconds; None: no limit. `ca`: a PEM file."""
+
+    tls: bool = False
+    server_name: str | None = None
+    insecure: bool = False
+    ca: str | None = None
+    h2c: bool = False
+    dial_timeout: float = 3.0
+    response_header_timeout: float | None = None
+    read_timeout: float | None = None
+    write_timeout: float | None = None
+    keepalive: float = 120.0
+
+
+@dataclass(frozen=True)
+class Route:
+    """A service's route. `slots_path` is the directory of the slots in force, as Caddy sees it."""
+
+    service: str
+    slots_path: str
+    slots: int
+    hosts: tuple[str, ...] = ()
+    listen: tuple[str, ...] = (":443",)
+    tls: Literal["auto", "off"] = "off"
+    affinity: Literal["none", "cookie", "client_ip"] = "none"
+    try_duration: float = 30.0
+    try_interval: float = 0.05
+    stream_close_delay: float = 86_400.0
+    transport: Transport = field(default_factory=Transport)
+
+    def __post_init__(self) -> None:
+        check_path(self.slots_path)
+
+    @property
+    def id(self) -> str:
+        return f"trafficd-{self.service}"
+
+    @property
+    def splits_streams(self) -> bool:
+        """Whether streams go by a spelling of their own. Sticky policies hash the spelling, so there a user's
+        requests and streams stay together by using the same one."""
+        return self.affinity == "none"
+
+
+def check_path(path: str) -> None:
+    """Refuse a path that would mean something else inside a placeholder. Raises `AddressError`."""
+    if not path.startswith("/") or any(c in '{}\\"' or ord(c) < 32 for c in path):
+        raise AddressError(
+            f"{path!r} cannot be used for slots: it must be absolute, without braces, quotes, backslashes and "
+            "control characters (Caddy reads it inside a placeholder)"
+        )
+
+
+def placeholder(path: str) -> str:
+    """What Caddy replaces, at every request, by the content of a file."""
+    return f"{{file.{path}}}"
+
+
+# -- building ------------------------------------------------------------------------------------------
+
+
+def build_route(route: Route) -> Json:
+    """The route as Caddy's JSON."""
+    requests = _reverse_proxy(route, [slot_name(i) for i in range(route.slots)], streams=False)
+    if route.splits_streams:
+        streams = _reverse_proxy(route, [stream_slot_name(i) for i in range(route.slots)], streams=True)
+        handle = [
+            {
+                "handler": "subroute",
+                "routes": [{"match": _UPGRADE, "handle": [streams]}, {"handle": [requests]}],
+            }
+        ]
+    else:
+        handle = [requests]
+    built: Json = {"@id": route.id, "handle": handle, "terminal": True}
+    if route.hosts:
+        built["match"] = [{"host": list(route.hosts)}]
+    return built
+
+
+def _reverse_proxy(route: Route, names: list[str], *, streams: bool) -> Json:
+    handler: Json = {
+        "handler": "reverse_proxy",
+        "upstreams": [{"dial": placeholder(f"{route.slots_path}/{name}")} for name in names],
+        "load_balancing": {
+            "selection_policy": _policy(route),
+            "try_duration": duration(route.try_duration),
+            "try_interval": duration(route.try_interval),
+            "retry_match": _NOTHING,
+        },
+        "transport": _transport(route.transport, streams=streams),
+    }
+    if route.stream_close_delay:
+        handler["stream_close_delay"] = duration(route.stream_close_delay)
+    if route.transport.tls:
+        # Caddy would send the upstream's address as Host over TLS; the application expects its own name.
+        handler["headers"] = {"request": {"set": {"Host": ["{http.request.hostport}"]}}}
+    return handler
+
+
+def _policy(route: Route) -> Json:
+    match route.affinity:
+        case "cookie":
+            return {"policy": "cookie", "name": f"trafficd_{route.service}"}
+        case "client_ip":
+            return {"policy": "client_ip_hash"}
+        case "none":
+            return {"policy": "round_robin"}
+
+
+def _transport(transport: Transport, *, streams: bool) -> Json:
+    built: Json = {
+        "protocol": "http",
+        "dial_timeout": duration(transport.dial_timeout),
+        "keep_alive": {"idle_timeout": duration(transport.keepalive)},
+    }
+    for key in ("response_header_timeout", "read_timeout", "write_timeout"):
+        value = getattr(transport, key)
+        if value is not None and not (streams and key != "response_header_timeout"):
+            built[key] = duration(value)  # but no idle limit on a stream: it may be silent for hours
+    if transport.tls:
+        built["tls"] = _tls(transport)
+    if transport.h2c and not streams:  # an upgrade needs HTTP/1.1
+        built["versions"] = ["h2c", "2"]
+    return built
+
+
+def _tls(transport: Transport) -> Json:
+    built: Json = {}
+    if transport.server_name:
+        built["server_name"] = transport.server_name
+    if transport.insecure:
+        built["insecure_skip_verify"] = True
+    if transport.ca:
+        built["ca"] = {"provider": "file", "pem_files": [transport.ca]}
+    return built
+
+
+def duration(seconds: float) -> str:
+    """A duration as Go writes it."""
+    return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
+
+
+def probe_server(port: int, path: str) -> Json:
+    """A server on the loopback that proves, at each start, that Caddy resolves files of ours in `dial`."""
+    check_path(path)
+    handler = {
+        "handler": "reverse_proxy",
+        "upstreams": [{"dial": placeholder(path)}],
+        "transport": {"protocol": "http", "dial_timeout": "1s", "keep_alive": {"enabled": False}},
+    }
+    return {
+        "listen": [f"127.0.0.1:{port}"],
+        "automatic_https": {"disable": True},
+        "protocols": ["h1"],
+        "routes": [{"@id": PROBE_ID, "handle": [handler]}],
+    }
+
+
+# -- editing a configuration ---------------------------------------------------------------------------
+
+
+def ensure(config: Json | None, routes: list[Route], probe: Json | None = None) -> Json:
+    """The configuration with these routes (and the probe's server) in it, all else untouched.
+
+    Equal to `config` when all of it is there already. Raises `CaddyRefusedError` when a route has no place.
+    """
+    edited: Json = copy.deepcopy(config) if config else {}
+    servers = edited.setdefault("apps", {}).setdefault("http", {}).setdefault("servers", {})
+    if probe is not None:
+        servers[PROBE_ID] = probe
+    for route in routes:
+        _ensure_route(servers, route)
+    return edited
+
+
+def _ensure_route(servers: Json, route: Route) -> None:
+    built = build_route(route)
+    name = _server_for(servers, route)
+    _take_out(servers, {route.id}, but=name)
+    server = servers.setdefault(name, _new_server(route))
+    present = server.setdefault("routes", [])
+    for index, existing in enumerate(present):
+        if existing.get("@id") == route.id:
+            present[index] = built
+            break
+    else:
+        present.insert(_place(present, route), built)
+    _set_automatic_https(name, server, route)
+
+
+def _new_server(route: Route) -> Json:
+    server: Json = {"listen": list(route.listen), "routes": []}
+    if route.tls == "off":
+        server["automatic_https"] = {"disable": True}
+    return server
+
+
+def _server_for(servers: Json, route: Route) -> str:
+    """The server that listens where the route is to, or a free name for one of its own."""
+    wanted = {listen_key(address) for address in route.listen}
+    holders = {
+        name: wanted & {listen_key(address) for address in server.get("listen", [])}
+        for name, server in servers.items()
+    }
+    holders = {name: shared for name, shared in holders.items() if shared}
+    if not holders:
+        return next(name for name in _names() if name not in servers)
+    name, shared = next(iter(holders.items()))
+    if len(holders) > 1 or shared != wanted:
+        places = ", ".join(f"{server} has {', '.join(sorted(keys))}" for server, keys in holders.items())
+        raise CaddyRefusedError(
+            f"services.{route.service}.listen = {list(route.listen)}: these addresses belong to several of Caddy's "
+            f"servers, or to one only in part ({places}); listen on those of one server"
+        )
+    return name
+
+
+def _names() -> Iterator[str]:
+    yield SERVER
+    number = 2
+    while True:
+        yield f"{SERVER}-{number}"
+        number += 1
+
+
+def listen_key(address: str) -> str:
+    """Listen addresses that mean the same socket have the same key."""
+    network, slash, rest = address.rpartition("/")
+    if slash and network not in ("tcp", "tcp4", "tcp6"):
+        return address
+    host, _, port = rest.rpartition(":")
+    return f"{'' if host in ('0.0.0.0', '[::]') else host}:{port}"
+
+
+def _place(present: list[Json], route: Route) -> int:
+    """Exact hosts first, then wildcards, then whoever takes any host; after the earlier ones of a kind of ours."""
+    if not route.hosts:
+        return len(present)
+    rank = _rank(list(route.hosts))
+    before = [i for i, r in enumerate(present) if _is_ours(r) and _rank(_hosts(r)) <= rank]
+    return before[-1] + 1 if before else 0
+
+
+def _is_ours(route: Json) -> bool:
+    name = str(route.get("@id", ""))
+    return name.startswith("trafficd-") or name == PROBE_ID
+
+
+def _hosts(route: Json) -> list[str]:
+    return [host for matcher in route.get("match", []) for host in matcher.get("host", [])]
+
+
+def _rank(hosts: list[str]) -> int:
+    if not hosts:
+        return 2
+    return 1 if any(host.startswith("*") for host in hosts) else 0
+
+
+def _set_automatic_https(name: str, server: Json, route: Route) -> None:
+    """Make Caddy manage certificates for the hosts, or leave them alone, as the route says."""
+    automatic = server.get("automatic_https", {})
+    if automatic.get("disable"):
+        if route.tls == "auto":
+            raise CaddyRefusedError(
+                f'services.{route.service}: tls = "auto", but Caddy\'s server {name!r}, which listens on '
+                f'{", ".join(route.listen)}, has automatic HTTPS disabled; set tls = "off" or another listen address'
+            )
+        return
+    if not route.hosts:
+        return
+    skipped = [host for host in automatic.get("skip", []) if host not in route.hosts]
+    if route.tls == "off":
+        skipped = [*automatic.get("skip", []), *(h for h in route.hosts if h not in automatic.get("skip", []))]
+    if skipped != automatic.get("skip", []):
+        server["automatic_https"] = {**automatic, "skip": skipped}
+
+
+def remove(config: Json | None, ids: Collection[str]) -> Json:
+    """The configuration without these routes of ours, and without servers of ours that they leave empty."""
+    edited: Json = copy.deepcopy(config) if config else {}
+    _take_out(edited.get("apps", {}).get("http", {}).get("servers", {}), ids)
+    return edited
+
+
+def _take_out(servers: Json, ids: Collection[str], but: str | None = None) -> None:
+    for name, server in list(servers.items()):
+        routes = server.get("routes", [])
+        left = [route for route in routes if route.get("@id") not in ids]
+        if name == but or len(left) == len(routes):
+            continue
+        server["routes"] = left
+        if not left and name.startswith(SERVER):
+            del servers[name]
+
+
+def route_ids(config: Json | None) -> frozenset[str]:
+    """The ids of all routes of ours in a configuration."""
+    servers = (config or {}).get("apps", {}).get("http", {}).get("servers", {})
+    routes = (route for server in servers.values() for route in server.get("routes", []))
+    return frozenset(str(route["@id"]) for route in routes if _is_ours(route))
+
+
+def static_dials(config: Json | None) -> frozenset[str]:
+    """Every address that the configuration names as an upstream itself, anywhere. Caddy shows only the static
+    count of such an address, so what goes there through slots cannot be counted."""
+    found: set[str] = set()
+    pending: list[Any] = [config]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            dial = value.get("dial")
+            if isinstance(dial, str) and "{" not in dial:
+                found.add(dial)
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
+    return frozenset(found)
+
+
+def server_port(config: Json | None, server: str) -> int | None:
+    """The port of a server of ours that listens on one loopback address."""
+    try:
+        listen = (config or {})["apps"]["http"]["servers"][server]["listen"][0]
+        return int(str(listen).rpartition(":")[2])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None

@@ -1,0 +1,160 @@
+"""Bring Caddy to serve our routes, in one write at most, and prove that it can.
+
+Two facts decide whether slots work with the Caddy at hand: it reads our files when it dials, and it counts
+what is open behind them. Neither is told by a version number (a build need not know its own), so both are
+tried: a small server on the loopback, written together with the routes and left there, dials what a file of
+ours says, and we answer behind it while looking at Caddy's count. That needs no write when the daemon starts
+again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import httpx
+
+from proxy.admin import TOO_OLD, Admin
+from proxy.errors import CaddyTooOldError, ProxyError, SlotError, SlotsNotResolvedError
+from proxy.handler import PROBE_ID, Json, Route, ensure, probe_server, remove, route_ids, server_port
+from proxy.slots import SlotDirectory
+
+PROBE_FILE = ".probe"
+_TIMEOUT = 5.0  # s for one probe
+_LISTENING = 2.0  # s that Caddy may take until a new server of its listens
+
+
+async def install(admin: Admin, routes: Sequence[Route], root: Path, root_in_caddy: str | None = None) -> bool:
+    """Make Caddy serve these routes from the slots under `root`; whether anything had to be written.
+
+    `root_in_caddy` is the same directory as Caddy sees it, where that differs. What was written is taken out
+    again when the probe fails. Raises `ProxyError`.
+    """
+    path = f"{root_in_caddy or root}/{PROBE_FILE}"
+    before, _ = await admin.config()
+    port = server_port(before, PROBE_ID) or _free_port()
+
+    def change(config: Json | None) -> Json:
+        return ensure(config, list(routes), probe_server(port, path))
+
+    written = await admin.edit(change)
+    try:
+        await probe(admin, port, root, path)
+    except ProxyError:
+        if written:
+            await _undo(admin, routes, before)
+        raise
+    return written
+
+
+async def _undo(admin: Admin, routes: Sequence[Route], before: Json | None) -> None:
+    """Take out what was not there before."""
+    present = route_ids(before)
+    added = {PROBE_ID, *(route.id for route in routes)} - present
+    with contextlib.suppress(ProxyError):
+        await admin.edit(lambda config: remove(config, added))
+
+
+async def probe(admin: Admin, port: int, root: Path, path: str) -> None:
+    """Raises `SlotsNotResolvedError` or `CaddyTooOldError` when this Caddy cannot do what slots need."""
+    nonce = secrets.token_hex(16)
+    counted: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+    async with _listener(admin, nonce, counted) as dial:
+        file = root / PROBE_FILE
+        await asyncio.to_thread(_write, file, dial)
+        try:
+            said = await _ask(port, path)
+        finally:
+            await asyncio.to_thread(file.unlink, missing_ok=True)
+    if said != nonce:
+        raise SlotsNotResolvedError(_not_resolved(path, f"another server answered ({said[:80]!r})"))
+    if not counted.done() or counted.result() != 1:
+        raise CaddyTooOldError(f"this Caddy does not count the requests open behind slots. {TOO_OLD}")
+
+
+def _not_resolved(path: str, what: str) -> str:
+    return (
+        f"Caddy does not reach the address that the file {path} holds: {what}. Caddy's user must be able to read "
+        "that file under that very path: check the modes of the directories above it, the unit's PrivateTmp= and "
+        "ProtectHome=, and a missing mount if Caddy runs in a container"
+    )
+
+
+@contextlib.asynccontextmanager
+async def _listener(
+    admin: Admin, nonce: str, counted: asyncio.Future[int | None]
+) -> AsyncIterator[str]:
+    """An upstream that answers `nonce`, and looks at Caddy's count of itself while it is asked."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, ProxyError):
+            await reader.readuntil(b"\r\n\r\n")
+            rows = [row.num_requests for row in await admin.upstreams() if row.address == dial]
+            if not counted.done():
+                counted.set_result(rows[0] if rows else None)
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(nonce)}\r\nConnection: close\r\n\r\n"
+            writer.write(head.encode() + nonce.encode())
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    dial = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        yield dial
+
+
+async def _ask(port: int, path: str) -> str:
+    """What Caddy's probe server answers."""
+    deadline = asyncio.get_running_loop().time() + _LISTENING
+    async with httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False) as client:
+        while True:
+            try:
+                answer = await client.get(f"http://127.0.0.1:{port}/")
+            except httpx.ConnectError as error:
+                if asyncio.get_running_loop().time() < deadline:
+                    await asyncio.sleep(0.05)
+                    continue
+                raise SlotsNotResolvedError(
+                    f"Caddy took our configuration but does not listen on 127.0.0.1:{port} of this host. In a "
+                    "container it must share the host's network, or its slots cannot be proved"
+                ) from error
+            except (httpx.HTTPError, OSError) as error:
+                raise SlotsNotResolvedError(_not_resolved(path, str(error) or type(error).__name__)) from error
+            if answer.status_code != 200:
+                raise SlotsNotResolvedError(_not_resolved(path, f"it answers {answer.status_code}"))
+            return answer.text
+
+
+def _write(file: Path, text: str) -> None:
+    scratch = file.with_suffix(".new")
+    try:
+        scratch.unlink(missing_ok=True)
+        scratch.write_text(text)
+        scratch.chmod(0o644)
+        scratch.rename(file)
+    except OSError as error:
+        raise SlotError(f"{file} cannot be written: {error.strerror}. Is the disk full, or not ours?") from error
+
+
+def _free_port() -> int:
+    with socket.socket() as probe_socket:
+        probe_socket.bind(("127.0.0.1", 0))
+        return int(probe_socket.getsockname()[1])
+
+
+def prepare_root(root: Path, services: Sequence[SlotDirectory]) -> list[str]:
+    """Make the directory of all slots, and mend each service's; what was wrong, in words."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        root.chmod(0o755)
+    except OSError as error:
+        raise SlotError(f"{root} cannot be made: {error.strerror}") from error
+    closed = [path for path in (root, *root.parents) if not path.stat().st_mode & 0o001]
+    notes = [f"{path} is closed to other users: a Caddy that is one cannot read the slots" for path in closed]
+    for directory in services:
+        notes.extend(directory.mend())
+    return notes

@@ -1,0 +1,117 @@
+"""The ways to control a service's traffic. `SlotPool`: by slots, without touching Caddy's configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Mapping
+
+from proxy import table
+from proxy.admin import Admin
+from proxy.errors import ProxyError, SlotError
+from proxy.handler import static_dials
+from proxy.model import InFlight, Table, stream_alias
+from proxy.slots import SlotDirectory
+
+log = logging.getLogger("proxy.pools")
+
+_STATIC_AGE = 1.0  # s that the list of statically configured addresses is believed
+
+
+class OpenCounts:
+    """What is open on each address of one Caddy.
+
+    Not known, and said so: when the admin API does not answer; of an address that the configuration also
+    names itself (Caddy then lists only that other count); of one that is listed twice (a dynamic upstream).
+
+    One hole remains, in Caddy: its counter of an address is removed at the moment it falls to 0, and a request
+    that begins in that very moment is not seen until it ends. Drains therefore want 0 over a quiet window, and
+    shift first, so that none begins.
+    """
+
+    def __init__(self, admin: Admin) -> None:
+        self._admin = admin
+        self._static: frozenset[str] = frozenset()
+        self._static_at = float("-inf")
+
+    async def read(self, dials: Iterable[str], *, split: bool) -> dict[str, InFlight | None]:
+        """What is open on each address; `split`: streams are counted under a spelling of their own."""
+        wanted = list(dials)
+        try:
+            static = await self._static_dials()
+            rows = await self._admin.upstreams()
+        except ProxyError as error:
+            log.debug("in-flight counts not readable: %s", error)
+            return dict.fromkeys(wanted)
+        found: dict[str, list[int]] = {}
+        for row in rows:
+            found.setdefault(row.address, []).append(row.num_requests)
+
+        def count(address: str) -> int | None:
+            listed = found.get(address, [0])
+            return None if address in static or len(listed) > 1 else listed[0]
+
+        counts: dict[str, InFlight | None] = {}
+        for dial in wanted:
+            alias = stream_alias(dial)
+            requests, streams = count(dial), count(alias) if split and alias != dial else 0
+            counts[dial] = None if requests is None or streams is None else InFlight(requests, streams)
+        return counts
+
+    async def _static_dials(self) -> frozenset[str]:
+        if time.monotonic() - self._static_at > _STATIC_AGE:
+            config, _ = await self._admin.config()
+            self._static, self._static_at = static_dials(config), time.monotonic()
+        return self._static
+
+
+class SlotPool:
+    """One service's traffic, by its slots.
+
+    Raises `SlotError` when a shift cannot be written; the routing then stays as it was.
+    """
+
+    def __init__(self, directory: SlotDirectory, counts: OpenCounts, *, split_streams: bool) -> None:
+        self._directory = directory
+        self._counts = counts
+        self._split = split_streams
+        self._table: Table | None = None
+        self._writing = asyncio.Lock()
+        self._sweeping: asyncio.Future[None] | None = None
+
+    async def open(self) -> None:
+        """Learn the table in force, after `SlotDirectory.mend`."""
+        self._table = await asyncio.to_thread(self._directory.read)
+
+    def shares(self) -> Mapping[str, int]:
+        """Slots per address in the table in force."""
+        return table.shares(self._table) if self._table is not None else {}
+
+    async def shift(self, weights: Mapping[str, int]) -> bool:
+        """Route by these weights per address; by none, requests wait. False when it was so already."""
+        async with self._writing:
+            wanted = table.build(weights, self._directory.slots, self._table)
+            if wanted == self._table:
+                return False
+            if self._sweeping is not None:
+                await self._sweeping
+            try:
+                await asyncio.to_thread(self._directory.write, wanted)
+            except SlotError:
+                # On a full disk the way back is still open: the generation before is there.
+                if not await asyncio.to_thread(self._directory.restore_previous, wanted):
+                    raise
+            self._table = wanted
+            loop = asyncio.get_running_loop()
+            self._sweeping = loop.run_in_executor(None, self._directory.sweep)
+            return True
+
+    async def in_flight(self, dials: Iterable[str]) -> Mapping[str, InFlight | None]:
+        """What is open on each address now."""
+        return await self._counts.read(dials, split=self._split)
+
+    async def aclose(self) -> None:
+        """Wait for what is being tidied up."""
+        if self._sweeping is not None:
+            await self._sweeping

@@ -1,0 +1,272 @@
+"""The slot directory of one service: small files that Caddy reads at every request.
+
+    <root>/<service>/current          symbolic link to the generation in force
+    <root>/<service>/previous         symbolic link to the one before it
+    <root>/<service>/g00000012/000    one file a slot, holding one address
+    <root>/<service>/g00000012/s000   the same address in another spelling, for upgraded streams
+
+A shift builds the next generation beside the current one (hard links to one file per address keep that cheap)
+and replaces `current` by one rename, so readers see the old table or the new one and nothing between. The
+previous generation stays whole: going back to it is one rename that needs no disk space.
+
+Nothing is fsynced: the journal is the durable truth, and `mend` repairs what a crash of the machine left.
+Caddy may run as another user, so all is world-readable; only our user can write.
+
+Every method blocks on the disk; call them off the event loop. One writer per service: the daemon's state lock
+sees to that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxy.errors import SlotError
+from proxy.model import NOBODY, Table, parse_dial, stream_alias
+
+CURRENT = "current"
+PREVIOUS = "previous"
+_GENERATION = "g"
+_ADDRESSES = "addresses"  # the one file per address that the slots of a generation are links to
+
+
+def slot_name(index: int) -> str:
+    """The file of a slot: three digits at least."""
+    return f"{index:03d}"
+
+
+def stream_slot_name(index: int) -> str:
+    """The file of the same slot for upgraded streams."""
+    return f"s{index:03d}"
+
+
+@dataclass(frozen=True)
+class SlotDirectory:
+    """The slots of one service: `slots` of them under `root`/`service`."""
+
+    root: Path
+    service: str
+    slots: int
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.service
+
+    @property
+    def current(self) -> Path:
+        """What Caddy's dial placeholders point into."""
+        return self.path / CURRENT
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def read(self) -> Table | None:
+        """The table in force; None where there is none or it is not whole."""
+        return self._read_generation(self.current)
+
+    def _read_generation(self, directory: Path) -> Table | None:
+        try:
+            names = {entry.name for entry in os.scandir(directory)}
+            if names - {_ADDRESSES} != set(self._file_names()):
+                return None
+            table = tuple(_read_address(directory / slot_name(index)) for index in range(self.slots))
+            streams = (_read_text(directory / stream_slot_name(index)) for index in range(self.slots))
+            whole = all(text == stream_alias(dial) for text, dial in zip(streams, table, strict=True))
+        except (OSError, ValueError):
+            return None
+        return table if whole else None
+
+    def _file_names(self) -> Iterator[str]:
+        for index in range(self.slots):
+            yield slot_name(index)
+            yield stream_slot_name(index)
+
+    # -- writing ---------------------------------------------------------------------------------------
+
+    def write(self, table: Table) -> None:
+        """Put a table in force, atomically; the one before is kept.
+
+        Older generations stay until `sweep`. Raises `SlotError`; then the table that was in force still is.
+        """
+        if len(table) != self.slots:
+            raise ValueError(f"a table of {len(table)} entries for {self.slots} slots")
+        before = _target(self.current)
+        fresh = f"{_GENERATION}{self._next_number():08d}"
+        try:
+            self._build(self.path / fresh, table)
+            if before is not None:
+                self._point(PREVIOUS, before)
+            self._point(CURRENT, fresh)
+        except OSError as error:
+            shutil.rmtree(self.path / fresh, ignore_errors=True)
+            raise SlotError(_cannot("written", self.path, error)) from error
+
+    def sweep(self) -> None:
+        """Remove what is neither current nor previous. What cannot be removed now is another time."""
+        keep = {_target(self.current), _target(self.path / PREVIOUS)}
+        with contextlib.suppress(OSError):
+            for entry in list(os.scandir(self.path)):
+                if entry.name.startswith(_GENERATION) and entry.name not in keep:
+                    shutil.rmtree(entry.path, ignore_errors=True)
+
+    def restore_previous(self, table: Table) -> bool:
+        """Put the previous generation back in force if it is this very table: a rename, no space needed."""
+        before = _target(self.path / PREVIOUS)
+        if before is None or self._read_generation(self.path / before) != table:
+            return False
+        now = _target(self.current)
+        try:
+            self._point(CURRENT, before)
+            if now is not None:
+                self._point(PREVIOUS, now)
+        except OSError as error:
+            raise SlotError(_cannot("written", self.path, error)) from error
+        return True
+
+    def mend(self) -> list[str]:
+        """Make the directory usable: make what is missing, remove what is half-written or foreign.
+
+        Returns what was found wrong, in words. Where no whole table is in force, the previous one is put in
+        force; where that is not whole either, NOBODY: requests wait until the next shift. Raises `SlotError`.
+        """
+        try:
+            return list(self._mend())
+        except OSError as error:
+            raise SlotError(_cannot("prepared", self.path, error)) from error
+
+    def _mend(self) -> Iterator[str]:
+        _make_directory(self.path)
+        for name in (CURRENT, PREVIOUS):
+            link = self.path / name
+            if not link.is_symlink() and link.exists():
+                yield f"{link} was no symbolic link; removed"
+                _remove(link)
+        if self.read() is None:
+            yield from self._replace_broken()
+        yield from self._remove_foreign()
+
+    def _replace_broken(self) -> Iterator[str]:
+        found = _target(self.current)
+        before = _target(self.path / PREVIOUS)
+        if found is not None:
+            yield f"the slot table {self.current} was not whole (other slots, or damaged)"
+        if before is not None and self._read_generation(self.path / before) is not None:
+            self._point(CURRENT, before)
+            yield "the previous slot table is in force again"
+            return
+        salvaged = self._salvage(self.current)
+        self.write(salvaged or (NOBODY,) * self.slots)
+        if salvaged:
+            yield "the addresses in it were kept"
+
+    def _salvage(self, directory: Path) -> Table | None:
+        """A table of the right size from whatever a damaged or resized one still says."""
+        try:
+            names = sorted(e.name for e in os.scandir(directory) if e.name.isascii() and e.name.isdigit())
+        except OSError:
+            return None
+        found = []
+        for name in names:
+            with contextlib.suppress(OSError, ValueError):
+                found.append(_read_address(directory / name))
+        if not found:
+            return None
+        return tuple(found[index * len(found) // self.slots] for index in range(self.slots))
+
+    def _remove_foreign(self) -> Iterator[str]:
+        keep = {CURRENT, PREVIOUS, _target(self.current), _target(self.path / PREVIOUS)}
+        for entry in sorted(os.scandir(self.path), key=lambda entry: entry.name):
+            if entry.name not in keep:
+                yield f"{entry.path} does not belong there; removed"
+                _remove(Path(entry.path))
+
+    def _build(self, directory: Path, table: Table) -> None:
+        _make_directory(directory)
+        sources = directory / _ADDRESSES
+        _make_directory(sources)
+        parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            files: dict[str, tuple[str, str]] = {}
+            for dial in dict.fromkeys(table):
+                number = len(files)
+                files[dial] = (
+                    _write_address(sources / str(number), dial),
+                    _write_address(sources / f"s{number}", stream_alias(dial)),
+                )
+            for index, dial in enumerate(table):
+                plain, stream = files[dial]
+                os.link(plain, slot_name(index), dst_dir_fd=parent)
+                os.link(stream, stream_slot_name(index), dst_dir_fd=parent)
+        finally:
+            os.close(parent)
+
+    def _next_number(self) -> int:
+        try:
+            names = [entry.name[1:] for entry in os.scandir(self.path) if entry.name.startswith(_GENERATION)]
+        except FileNotFoundError:
+            return 1
+        except OSError as error:
+            raise SlotError(_cannot("read", self.path, error)) from error
+        return 1 + max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
+
+    def _point(self, link: str, generation: str) -> None:
+        """Make a link point to a generation, in one rename."""
+        scratch = self.path / f".{link}.new"
+        scratch.unlink(missing_ok=True)
+        scratch.symlink_to(generation)
+        scratch.rename(self.path / link)
+
+    def remove(self) -> None:
+        """Remove everything, for a service that is no more."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _make_directory(path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o755)  # whatever the umask says: Caddy may be another user
+
+
+def _write_address(path: Path, text: str) -> str:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        os.write(fd, text.encode("ascii"))
+        os.fchmod(fd, 0o644)
+    finally:
+        os.close(fd)
+    return str(path)
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(300).decode("ascii")
+
+
+def _read_address(path: Path) -> str:
+    """The address in a slot; `ValueError` when it is none, or not written by us."""
+    text = _read_text(path)
+    if text != NOBODY and parse_dial(text) != text:
+        raise ValueError(f"{path} holds {text!r}")
+    return text
+
+
+def _target(link: Path) -> str | None:
+    """The generation a link points to, if it is a name beside it."""
+    try:
+        target = str(link.readlink())
+    except OSError:
+        return None
+    return target if target.startswith(_GENERATION) and "/" not in target else None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _cannot(verb: str, path: Path, error: OSError) -> str:
+    return f"the slots in {path} cannot be {verb}: {error.strerror or error}. Is the disk full, or not ours?"

@@ -1,0 +1,5 @@
+"""`python -m trafficd`."""
+
+from trafficd.cli import main
+
+main()

@@ -1,0 +1,326 @@
+"""The command line: `trafficd run` is the daemon, every other command a client of its API.
+
+Exit status: 0 done; 1 not achieved (reverted, lost requests, refused); 2 usage or configuration; 3 daemon not
+reachable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import orjson
+import uvloop
+
+import trafficd
+from proxy.errors import ProxyError
+from trafficd import config as configuration
+from trafficd import daemon, show
+from trafficd.client import Client, Json, RefusedError, read_token
+from trafficd.errors import ConfigError, DaemonUnreachableError, TrafficdError
+
+NOT_ACHIEVED, USAGE, UNREACHABLE = 1, 2, 3
+
+
+@contextmanager
+def exit_status() -> Iterator[None]:
+    """Turn errors into a message on stderr and an exit status."""
+    try:
+        yield
+    except DaemonUnreachableError as error:
+        _fail(error, UNREACHABLE)
+    except ConfigError as error:
+        _fail(error, USAGE)
+    except RefusedError as error:
+        _fail(error, USAGE if error.status in (400, 404, 422) else NOT_ACHIEVED)
+    except (TrafficdError, ProxyError) as error:
+        _fail(error, NOT_ACHIEVED)
+
+
+def _fail(error: Exception, status: int) -> None:
+    click.echo(f"trafficd: {error}", err=True)
+    sys.exit(status)
+
+
+class Options:
+    """Where the daemon is, and how to answer."""
+
+    def __init__(self, socket: str, url: str | None, token_file: str | None, as_json: bool) -> None:
+        self.socket, self.url, self.token_file, self.as_json = socket, url, token_file, as_json
+
+    def client(self) -> Client:
+        token = read_token(self.token_file) if self.token_file else None
+        return Client(self.socket, self.url, token)
+
+    def say(self, answer: Json, text: Callable[[Json], str]) -> None:
+        click.echo(to_json(answer) if self.as_json else text(answer))
+
+
+def to_json(value: Json) -> str:
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+
+
+def connected(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that every client command takes."""
+
+    @click.option("--socket", envvar="TRAFFICD_SOCKET", default=configuration.DEFAULT_SOCKET, show_default=True,
+                  help="The daemon's unix socket.")
+    @click.option("--url", envvar="TRAFFICD_URL", help="The daemon over TCP, with --token-file.")
+    @click.option("--token-file", envvar="TRAFFICD_TOKEN_FILE", help="File that holds the daemon's token.")
+    @click.option("--json", "as_json", is_flag=True, help="Answer with JSON.")
+    @click.pass_context
+    def wrapped(
+        context: click.Context, /, socket: str, url: str | None, token_file: str | None, as_json: bool, **rest: Any
+    ) -> None:
+        with exit_status():
+            context.invoke(command, Options(socket, url, token_file, as_json), **rest)
+
+    wrapped.__doc__ = command.__doc__
+    wrapped.__name__ = command.__name__
+    return wrapped  # type: ignore[no-any-return]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(trafficd.__version__)
+def main() -> None:
+    """Zero-downtime deploys behind Caddy."""
+
+
+@main.command()
+@click.option("--config", "path", help="Configuration file. [$TRAFFICD_CONFIG, else /etc/trafficd/trafficd.toml]")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+def run(path: str | None, log_level: str) -> None:
+    """Run the daemon. SIGTERM ends it; SIGINT ends a Caddy of our own with it."""
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr
+    )
+    for noisy in ("httpx", "httpcore", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    with exit_status():
+        loaded = configuration.load(path or configuration.default_path())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
+            loop.run(daemon.run(loaded))
+
+
+# -- state -------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("service", required=False)
+@connected
+def status(options: Options, service: str | None) -> None:
+    """What runs where, what has traffic, and what is waited for."""
+    client = options.client()
+    if service is None:
+        options.say(client.call("GET", "/v1/services"), lambda answer: show.services(answer["services"]))
+    else:
+        options.say(client.call("GET", f"/v1/services/{_name(service)}"), show.service)
+
+
+@main.command()
+@click.argument("service", required=False)
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@connected
+def history(options: Options, service: str | None, limit: int) -> None:
+    """The newest rollouts."""
+    query = f"?limit={limit}" + (f"&service={_name(service)}" if service else "")
+    options.say(options.client().call("GET", f"/v1/rollouts{query}"), lambda answer: show.rollouts(answer["rollouts"]))
+
+
+@main.command()
+@click.argument("service", required=False)
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@connected
+def events(options: Options, service: str | None, limit: int) -> None:
+    """The newest lines of the journal."""
+    query = f"?limit={limit}" + (f"&service={_name(service)}" if service else "")
+    options.say(options.client().call("GET", f"/v1/events{query}"), lambda answer: show.events(answer["events"]))
+
+
+# -- upstreams ---------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("service")
+@click.argument("upstream")
+@click.option("--timeout", help='How long open requests may take, such as "30s". [drain_timeout]')
+@click.option("--no-wait", is_flag=True, help="Return when no new request goes there.")
+@click.option("--force", is_flag=True, help="Even if it is the last ready one.")
+@connected
+def drain(
+    options: Options, service: str, upstream: str, timeout: str | None, no_wait: bool, force: bool
+) -> None:
+    """Take an upstream out of traffic and wait for its open requests."""
+    body = {"timeout": timeout, "wait": not no_wait, "force": force}
+    path = f"/v1/services/{_name(service)}/upstreams/{_name(upstream)}/drain"
+    answer = options.client().call("POST", path, body)
+    options.say(answer, lambda report: show.drained(upstream, report))
+    if not no_wait and not answer["drained"]:
+        sys.exit(NOT_ACHIEVED)
+
+
+@main.command()
+@click.argument("service")
+@click.argument("upstream")
+@click.option("--version", help="The version that runs there now.")
+@click.option("--dial", help="The address it runs at now.")
+@click.option("--no-wait", is_flag=True, help="Do not wait for the gate.")
+@connected
+def ready(
+    options: Options, service: str, upstream: str, version: str | None, dial: str | None, no_wait: bool
+) -> None:
+    """Put an upstream into traffic, after its gate."""
+    body = {"version": version, "dial": dial, "wait": not no_wait}
+    path = f"/v1/services/{_name(service)}/upstreams/{_name(upstream)}/ready"
+    options.say(options.client().call("POST", path, body), show.upstream)
+
+
+# -- rollouts ----------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("service")
+@click.argument("version")
+@click.option("--strategy", default="rolling", show_default=True)
+@click.option("--message", default="", help="Why; kept in the journal.")
+@click.option("--max-parallel", help='Upstreams at a time: a number or "25%".')
+@click.option("--idempotency-key", help="Repeat the command with the same key to join its rollout.")
+@click.option("--no-wait", is_flag=True, help="Return when it has begun.")
+@connected
+def deploy(
+    options: Options,
+    service: str,
+    version: str,
+    strategy: str,
+    message: str,
+    max_parallel: str | None,
+    idempotency_key: str | None,
+    no_wait: bool,
+) -> None:
+    """Bring a service to a version."""
+    body: Json = {"version": version, "strategy": strategy, "message": message}
+    if max_parallel is not None:
+        body["max_parallel"] = max_parallel
+    headers = _actor() | ({"Idempotency-Key": idempotency_key} if idempotency_key else {})
+    client = options.client()
+    rollout = client.call("POST", f"/v1/services/{_name(service)}/rollouts", body, headers)
+    _follow(options, client, rollout, wait=not no_wait)
+
+
+@main.command()
+@click.argument("service")
+@click.option("--no-wait", is_flag=True, help="Return when it has begun.")
+@connected
+def rollback(options: Options, service: str, no_wait: bool) -> None:
+    """Bring a service back to the version before."""
+    client = options.client()
+    rollout = client.call("POST", f"/v1/services/{_name(service)}/rollback", {}, _actor())
+    _follow(options, client, rollout, wait=not no_wait)
+
+
+def _follow(options: Options, client: Client, rollout: Json, *, wait: bool) -> None:
+    if wait:
+        rollout = show.follow(client, rollout, live=not options.as_json)
+    options.say(rollout, show.rollout)
+    if wait and rollout["state"] != "succeeded":
+        sys.exit(NOT_ACHIEVED)
+
+
+def _rollout_of(client: Client, name: str) -> str:
+    """The id of a rollout named by itself or by its service."""
+    if name.startswith("r-"):
+        return name
+    rollout = client.call("GET", f"/v1/services/{_name(name)}")["rollout"]
+    if rollout is None or rollout["ended_at"] is not None:
+        raise TrafficdError(f"service {name} has no live rollout")
+    return str(rollout["id"])
+
+
+@main.command()
+@click.argument("rollout")
+@click.option("--no-revert", is_flag=True, help="Leave replaced instances as they are, out of traffic.")
+@connected
+def abort(options: Options, rollout: str, no_revert: bool) -> None:
+    """All traffic to the old version, at once. ROLLOUT is an id or a service."""
+    client = options.client()
+    path = f"/v1/rollouts/{_rollout_of(client, rollout)}/abort"
+    options.say(client.call("POST", path, {"revert": not no_revert}, _actor()), show.rollout)
+
+
+def _action(name: str, text: str) -> None:
+    @main.command(name=name, help=text)
+    @click.argument("rollout")
+    @connected
+    def command(options: Options, rollout: str) -> None:
+        client = options.client()
+        path = f"/v1/rollouts/{_rollout_of(client, rollout)}/{name}"
+        options.say(client.call("POST", path, {}, _actor()), show.rollout)
+
+
+_action("pause", "Begin no further upstream. ROLLOUT is an id or a service.")
+_action("resume", "Go on with a paused rollout. ROLLOUT is an id or a service.")
+_action("promote", "Give the new version all traffic. ROLLOUT is an id or a service.")
+
+
+# -- shares ------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("service")
+@click.argument("percent", type=click.FloatRange(0, 100))
+@connected
+def canary(options: Options, service: str, percent: float) -> None:
+    """Give the upstreams of another version than the stable one this share."""
+    answer = options.client().call("PUT", f"/v1/services/{_name(service)}/canary", {"percent": percent}, _actor())
+    options.say(answer, show.service)
+
+
+@main.command()
+@click.argument("service")
+@connected
+def hold(options: Options, service: str) -> None:
+    """Let requests wait at the proxy, with nobody behind it."""
+    options.say(options.client().call("POST", f"/v1/services/{_name(service)}/hold", {}, _actor()), show.service)
+
+
+@main.command()
+@click.argument("service")
+@connected
+def release(options: Options, service: str) -> None:
+    """Let waiting requests go."""
+    options.say(options.client().call("POST", f"/v1/services/{_name(service)}/release", {}, _actor()), show.service)
+
+
+@main.command()
+@click.option("--fast", is_flag=True, help="Shorter waits: the whole in about ten seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def demo(fast: bool, as_json: bool) -> None:
+    """A real Caddy, three instances, load, and a deploy: nothing is lost."""
+    from trafficd import demo as demonstration  # the one command that also needs the load generator
+
+    with exit_status():
+        sys.exit(demonstration.main(fast=fast, as_json=as_json))
+
+
+def _name(text: str) -> str:
+    """A name that may stand in a path. Raises `ConfigError`."""
+    try:
+        return configuration.parse_name(text)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _actor() -> dict[str, str]:
+    """Who asks: for the journal."""
+    user = os.environ.get("SUDO_USER") or os.environ.get("USER") or ""
+    return {"X-Trafficd-Actor": "".join(c for c in user if c.isascii() and c.isprintable())[:100]}
+
+
+if __name__ == "__main__":
+    main()

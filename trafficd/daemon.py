@@ -1,0 +1,366 @@
+"""The composition root: from a configuration to a running daemon.
+
+Order of the start: lock the state directory, open the journal, start a Caddy of our own if so configured,
+mend the slots, fold the journal, decide and route, and only then show the routes to Caddy and the API to
+people. Nothing of this is on the request path: while the daemon starts, hangs or is gone, Caddy serves by the
+slots as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import ssl
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aiohttp import web
+
+from proxy.admin import Admin
+from proxy.errors import CaddyUnreachableError, ConfigConflictError, ProxyError
+from proxy.handler import Route, Transport
+from proxy.install import install, prepare_root
+from proxy.pools import OpenCounts, SlotPool
+from proxy.server import CaddyServer
+from proxy.slots import SlotDirectory
+from trafficd.api.app import build
+from trafficd.api.guard import Guard, read_token
+from trafficd.config import Config, ServiceSection
+from trafficd.core.reconcile import Configured, reconcile
+from trafficd.engine import Engine, Parts
+from trafficd.errors import ConfigError, StateError, TrafficdError
+from trafficd.health.probe import Check, HttpProbe
+from trafficd.operate import Operator
+from trafficd.ports import Driver
+from trafficd.store.sqlite import SqliteJournal, StateLock
+from trafficd.swap.command import CommandDriver
+from trafficd.swap.external import ExternalDriver
+from trafficd.swap.hooks import Hooks
+from trafficd.swap.process import CommandRunner
+
+log = logging.getLogger("trafficd.daemon")
+
+_RETRY = 1.0  # s between attempts to reach Caddy
+_GRACE = 2.0  # s that API requests under way have when the daemon stops
+
+
+@dataclass
+class Daemon:
+    """One daemon on one state directory."""
+
+    config: Config
+    engines: dict[str, Engine] = field(default_factory=dict)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    stop_caddy: bool = False
+
+    def __post_init__(self) -> None:
+        state = self.config.daemon.state_dir
+        self._lock = StateLock(state)
+        self._journal = SqliteJournal(state / "journal.sqlite")
+        self._admin = Admin(self.config.caddy.admin, timeout=self.config.caddy.timeout)
+        self._counts = OpenCounts(self._admin)
+        self._runner = CommandRunner(state / "commands")
+        self._external = ExternalDriver()
+        self._caddy: CaddyServer | None = None
+        if self.config.caddy.managed:
+            self._caddy = CaddyServer(state / "caddy", self.config.caddy.admin)
+        self._pools: dict[str, SlotPool] = {}
+        self._probes: list[HttpProbe] = []
+        self._operators: dict[str, Operator] = {}
+
+    async def run(self) -> None:
+        """Run until `stop` is called. Raises `TrafficdError` or `ProxyError` when it cannot start."""
+        async with contextlib.AsyncExitStack() as stack:
+            self._open_state()
+            stack.callback(self._lock.release)
+            await self._journal.open()
+            stack.push_async_callback(self._journal.close)
+            stack.push_async_callback(self._admin.aclose)
+            if self._caddy is not None:
+                started = await self._caddy.start()
+                log.info("our Caddy %s, admin API at %s", "started" if started else "runs already", self._caddy.admin_url)
+                stack.push_async_callback(self._leave_caddy)
+            await self._open_services()
+            stack.push_async_callback(self._close_services)
+            tasks = [asyncio.create_task(self._connect())]
+            if self._caddy is not None:
+                tasks.append(asyncio.create_task(self._keep_caddy(self._caddy)))
+            stack.push_async_callback(_cancel, tasks)
+            await self._first(tasks[0])
+            runner = await self._serve()
+            stack.push_async_callback(runner.cleanup)
+            await self._wait(tasks)
+
+    def stop(self, *, with_caddy: bool = False) -> None:
+        """End `run`. A Caddy of our own serves on unless `with_caddy`."""
+        self.stop_caddy = self.stop_caddy or with_caddy
+        self.stopping.set()
+
+    # -- parts -----------------------------------------------------------------------------------------
+
+    def _open_state(self) -> None:
+        state = self.config.daemon.state_dir
+        try:
+            state.mkdir(parents=True, exist_ok=True)
+            state.chmod(state.stat().st_mode | 0o011)  # Caddy's user passes through it to the slots
+            (state / "journal.sqlite").touch(mode=0o600)
+        except OSError as error:
+            raise StateError(
+                f"state_dir {state} cannot be used: {error.strerror}; make it, owned by trafficd's user"
+            ) from error
+        self._lock.acquire()
+
+    async def _open_services(self) -> None:
+        root = self._slots_root
+        directories = {
+            name: SlotDirectory(root, name, section.slots) for name, section in self.config.services.items()
+        }
+        for note in await asyncio.to_thread(prepare_root, root, list(directories.values())):
+            log.warning("slots: %s", note)
+        for name, section in self.config.services.items():
+            route = route_of(name, section, root)
+            pool = SlotPool(directories[name], self._counts, split_streams=route.splits_streams)
+            await pool.open()
+            self._pools[name] = pool
+            engine = Engine(name, self._parts(name, section, pool))
+            await engine.load()
+            await self._reconcile(engine, section)
+            self.engines[name] = engine
+            self._operators[name] = Operator(engine, section, self._external.replaced)
+            engine.start()
+
+    async def _reconcile(self, engine: Engine, section: ServiceSection) -> None:
+        past = [entry.event for entry in await self._journal.load(engine.name)]
+        wanted = [Configured(u.id, u.dial, u.version, u.spare_dial) for u in section.upstreams]
+        changes = reconcile(engine.state, past, wanted)
+        for note in changes.notes:
+            log.warning("%s: %s", engine.name, note)
+        for event in changes.events:
+            await engine.record(event)
+
+    def _parts(self, name: str, section: ServiceSection, pool: SlotPool) -> Parts:
+        probe = HttpProbe(_check(section), verify=_verify(name, section))
+        self._probes.append(probe)
+        return Parts(
+            pool=pool,
+            driver=self._driver(section),
+            probe=probe,
+            hook=Hooks(self._runner, name, section.hooks.argv, section.hooks.timeout),
+            journal=self._journal,
+            interval=section.health.interval,
+            rise=section.health.rise,
+            fall=section.health.fall,
+            min_healthy_time=section.rollout.min_healthy_time,
+            healthy_deadline=section.rollout.healthy_deadline,
+        )
+
+    def _driver(self, section: ServiceSection) -> Driver:
+        if section.swap.driver == "external":
+            return self._external
+        argv = {"swap": section.swap.command, "prepare": section.swap.prepare, "retire": section.swap.retire}
+        return CommandDriver(self._runner, argv.get)
+
+    @property
+    def _slots_root(self) -> Path:
+        return self.config.daemon.state_dir.absolute() / "slots"
+
+    async def _close_services(self) -> None:
+        self._runner.leave()  # commands go on; the next daemon finds them
+        for engine in self.engines.values():
+            await engine.stop()
+        for pool in self._pools.values():
+            await pool.aclose()
+        for probe in self._probes:
+            await probe.aclose()
+
+    # -- Caddy -----------------------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        """Bring Caddy to serve our routes; again and again while it cannot be reached."""
+        root = self._slots_root
+        routes = [route_of(name, section, root) for name, section in self.config.services.items()]
+        while True:
+            try:
+                written = await install(self._admin, routes, root)
+            except (CaddyUnreachableError, ConfigConflictError) as error:
+                self._caddy_trouble(str(error))
+                await asyncio.sleep(_RETRY)
+                continue
+            self._caddy_trouble("")
+            what = "our routes were written into Caddy's configuration" if written else "Caddy has our routes already"
+            log.info("%s; it resolves our slots", what)
+            return
+
+    def _caddy_trouble(self, text: str) -> None:
+        for engine in self.engines.values():
+            engine.troubled("caddy", text)
+
+    async def _keep_caddy(self, caddy: CaddyServer) -> None:
+        """Start our own Caddy again when it is gone."""
+        while True:
+            await asyncio.sleep(_RETRY)
+            if caddy.pid() is not None:
+                continue
+            log.error("our Caddy is gone; it is started again")
+            try:
+                await caddy.start()
+                await self._connect()
+            except ProxyError as error:
+                log.error("our Caddy cannot be started: %s", error)
+
+    async def _leave_caddy(self) -> None:
+        if self._caddy is not None and self.stop_caddy:
+            await self._caddy.stop()
+            log.info("our Caddy is stopped")
+
+    async def _first(self, connecting: asyncio.Task[None]) -> None:
+        """Give the first attempt to reach Caddy the time it needs, so that what is fatal is known at once."""
+        timeout = self.config.caddy.timeout + _RETRY
+        stopped = asyncio.create_task(self.stopping.wait())
+        await asyncio.wait((connecting, stopped), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if connecting.done():
+            connecting.result()
+
+    async def _wait(self, tasks: list[asyncio.Task[None]]) -> None:
+        stopped = asyncio.create_task(self.stopping.wait())
+        pending = {*tasks, stopped}
+        while not stopped.done():
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopped}:
+                task.result()  # what is fatal ends the daemon
+
+    # -- the API ---------------------------------------------------------------------------------------
+
+    async def _serve(self) -> web.AppRunner:
+        section = self.config.daemon
+        guard = None
+        if section.listen is not None and section.token_file is not None:
+            guard = Guard(read_token(section.token_file), section.allowed_hosts, section.allowed_origins)
+        app = build(self._operators, self._journal, guard)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE, handler_cancellation=False)
+        await runner.setup()
+        try:
+            if section.socket is not None:
+                await web.SockSite(runner, unix_socket(section.socket)).start()
+                log.info("listening on %s", section.socket)
+            if section.listen is not None:
+                host, _, port = section.listen.rpartition(":")
+                await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
+                log.info("listening on %s, with a token", section.listen)
+        except OSError as error:
+            await runner.cleanup()
+            raise StateError(f"the API cannot listen: {error.strerror or error}") from error
+        return runner
+
+
+def route_of(name: str, section: ServiceSection, root: Path) -> Route:
+    """A service's route in Caddy."""
+    transport = section.transport
+    return Route(
+        service=name,
+        slots_path=f"{section.slots_path or root}/{name}/current",
+        slots=section.slots,
+        hosts=tuple(section.hosts),
+        listen=tuple(section.listen),
+        tls=section.tls_mode,
+        affinity=section.affinity,
+        try_duration=section.try_duration,
+        try_interval=section.try_interval,
+        stream_close_delay=section.stream_close_delay,
+        transport=Transport(
+            tls=transport.tls,
+            server_name=transport.tls_server_name,
+            insecure=transport.tls_insecure,
+            ca=str(transport.tls_ca) if transport.tls_ca else None,
+            h2c=transport.h2c,
+            dial_timeout=transport.dial_timeout,
+            response_header_timeout=transport.response_header_timeout,
+            read_timeout=transport.read_timeout,
+            write_timeout=transport.write_timeout,
+            keepalive=transport.keepalive,
+        ),
+    )
+
+
+def _check(section: ServiceSection) -> Check:
+    health = section.health
+    return Check(
+        path=health.path,
+        host=health.host or (section.hosts[0] if section.hosts and "*" not in section.hosts[0] else None),
+        headers=health.headers,
+        status=frozenset(health.status),
+        timeout=health.timeout,
+        tls=section.transport.tls,
+    )
+
+
+def _verify(name: str, section: ServiceSection) -> ssl.SSLContext | bool:
+    if not section.transport.tls or section.transport.tls_insecure:
+        return False
+    try:
+        return ssl.create_default_context(cafile=section.transport.tls_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"services.{name}.transport.tls_ca: {section.transport.tls_ca}: {error}") from error
+
+
+def unix_socket(path: Path) -> socket.socket:
+    """A listening unix socket, readable and writable by owner and group only.
+
+    Raises `StateError` when somebody already listens there.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
+        mask = os.umask(0o117)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        listener.listen(128)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise StateError(f"daemon.socket {path}: cannot listen there: {error.strerror or error}") from error
+    except TrafficdError:
+        listener.close()
+        raise
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise StateError(f"daemon.socket {path} is a file of another kind; remove it or name another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(1.0)
+        try:
+            client.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+    raise StateError(f"daemon.socket {path}: another daemon listens there; name another path")
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def run(config: Config) -> None:
+    """Run a daemon until SIGTERM (a Caddy of our own serves on) or SIGINT (it ends too)."""
+    daemon = Daemon(config)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, daemon.stop)
+    loop.add_signal_handler(signal.SIGINT, lambda: daemon.stop(with_caddy=True))
+    await daemon.run()

@@ -1,0 +1,105 @@
+"""The sample application of the demo, the tests and the benchmarks: what a well-behaved instance does.
+
+    python -m trafficd.demo.app PORT VERSION [--warm-up SECONDS] [--healthy-for SECONDS] [--crash-after SECONDS]
+
+Every request is answered 200, whatever its method, path and body; `/healthz` 503 until it is warm; `/slow` takes
+`?seconds=`; `/ws` echoes. TERM stops it as an application should stop: no new connections, WebSockets closed
+with a close frame (1001), open requests answered to their end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import time
+import weakref
+from dataclasses import dataclass
+
+from aiohttp import WSCloseCode, web
+
+_GRACE = 30.0  # s that open requests have after TERM
+_SOCKETS: web.AppKey[weakref.WeakSet[web.WebSocketResponse]] = web.AppKey("sockets", weakref.WeakSet)
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How the instance behaves. Times in seconds from its start; None: never."""
+
+    version: str
+    warm_up: float = 0.0
+    healthy_for: float | None = None
+    crash_after: float | None = None
+
+
+def build(behaviour: Behaviour) -> web.Application:
+    """The application."""
+    started = time.monotonic()
+    headers = {"X-App-Version": behaviour.version}
+
+    async def health(request: web.Request) -> web.Response:
+        age = time.monotonic() - started
+        well = age >= behaviour.warm_up and (behaviour.healthy_for is None or age < behaviour.healthy_for)
+        return web.Response(status=200 if well else 503, text=behaviour.version, headers=headers)
+
+    async def slow(request: web.Request) -> web.Response:
+        await asyncio.sleep(float(request.query.get("seconds", "1")))
+        return web.Response(text=f"{behaviour.version}\n", headers=headers)
+
+    async def websocket(request: web.Request) -> web.WebSocketResponse:
+        opened = web.WebSocketResponse()
+        opened.headers.update(headers)
+        await opened.prepare(request)
+        request.app[_SOCKETS].add(opened)
+        async for message in opened:
+            await opened.send_str(message.data)
+        return opened
+
+    async def anything(request: web.Request) -> web.Response:
+        size = len(await request.read())
+        return web.Response(text=f"{behaviour.version} {request.method} {size}\n", headers=headers)
+
+    app = web.Application(client_max_size=16 * 1024 * 1024)
+    app[_SOCKETS] = weakref.WeakSet()
+    app.router.add_get("/healthz", health)
+    app.router.add_get("/ws", websocket)
+    app.router.add_route("*", "/slow", slow)
+    app.router.add_route("*", "/{path:.*}", anything)
+    app.on_shutdown.append(_close_sockets)
+    return app
+
+
+async def _close_sockets(app: web.Application) -> None:
+    closing = [socket.close(code=WSCloseCode.GOING_AWAY, message=b"deploy") for socket in set(app[_SOCKETS])]
+    await asyncio.gather(*closing, return_exceptions=True)
+
+
+async def _crash(after: float) -> None:
+    await asyncio.sleep(after)
+    os._exit(70)  # as a crash would: nothing is closed in good order
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="trafficd.demo.app")
+    parser.add_argument("port", type=int)
+    parser.add_argument("version")
+    parser.add_argument("--warm-up", type=float, default=0.0)
+    parser.add_argument("--healthy-for", type=float)
+    parser.add_argument("--crash-after", type=float)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    app = build(Behaviour(options.version, options.warm_up, options.healthy_for, options.crash_after))
+    if options.crash_after is not None:
+
+        async def begin(_: web.Application) -> None:
+            asyncio.get_running_loop().create_task(_crash(options.crash_after))
+
+        app.on_startup.append(begin)
+    web.run_app(
+        app, host="127.0.0.1", port=options.port, access_log=None, print=None, shutdown_timeout=_GRACE, backlog=1024
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""A whole installation in one temporary directory: instances, daemon, and a Caddy of its own.
+
+Everything that it starts is ended again, by pid, and the directory removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from proxy.server import CaddyServer
+from trafficd.client import Client, Json
+from trafficd.demo import replace
+from trafficd.errors import TrafficdError
+
+_READY = 30.0  # s until all instances must have traffic
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+@dataclass
+class Stage:
+    """`instances` instances of the sample application behind one service, "web".
+
+    `settings` are lines of TOML for [services.web.*] sections. `swap_options` are arguments for the swap command
+    (`trafficd.demo.replace`), `start_options` for the first instances.
+    """
+
+    instances: int = 3
+    version: str = "v1"
+    settings: str = ""
+    swap: str | None = None  # TOML of [services.web.swap]; None: the command of the demo
+    swap_options: Sequence[str] = ()
+    start_options: Sequence[str] = ()
+    slots: int = 100
+    directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="trafficd-")))
+    daemon: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self.directory.chmod(0o755)
+        ports = free_ports(self.instances + 2)
+        self.public, self.admin_port, self.ports = ports[0], ports[1], ports[2:]
+        self.socket = self.directory / "trafficd.sock"
+        self.config = self.directory / "trafficd.toml"
+        self.app_directory = self.directory / "instances"
+
+    @property
+    def url(self) -> str:
+        """The service's public address."""
+        return f"http://127.0.0.1:{self.public}"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://127.0.0.1:{self.admin_port}"
+
+    def upstream_id(self, index: int) -> str:
+        return chr(ord("a") + index)
+
+    def dial(self, index: int) -> str:
+        return f"127.0.0.1:{self.ports[index]}"
+
+    def toml(self) -> str:
+        """The daemon's configuration."""
+        upstreams = "\n".join(
+            f'[[services.web.upstreams]]\nid = "{self.upstream_id(i)}"\ndial = "{self.dial(i)}"\n'
+            f'version = "{self.version}"'
+            for i in range(self.instances)
+        )
+        argv = [sys.executable, "-m", "trafficd.demo.replace", str(self.app_directory), *self.swap_options]
+        swap = self.swap or f'driver = "command"\ncommand = {argv!r}'
+        return f"""
+[daemon]
+state_dir = "{self.directory}/state"
+socket = "{self.socket}"
+[caddy]
+admin = "{self.admin_url}"
+managed = true
+[services.web]
+listen = ["127.0.0.1:{self.public}"]
+slots = {self.slots}
+{upstreams}
+[services.web.swap]
+{swap}
+{self.settings}
+"""
+
+    # -- instances -------------------------------------------------------------------------------------
+
+    def start_instances(self) -> None:
+        self.app_directory.mkdir(exist_ok=True)
+        for index in range(self.instances):
+            replace.start(self.app_directory, self.dial(index), self.version, self.start_options)
+
+    def stop_instance(self, index: int, grace: float = 2.0) -> None:
+        replace.stop(self.app_directory / f"{self.ports[index]}.pid", grace)
+
+    # -- daemon ----------------------------------------------------------------------------------------
+
+    def start_daemon(self) -> None:
+        """Start the daemon; `wait_ready` tells when it serves."""
+        self.config.write_text(self.toml())
+        with (self.directory / "daemon.log").open("ab") as log:
+            self.daemon = subprocess.Popen(
+                [sys.executable, "-m", "trafficd", "run", "--config", str(self.config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def stop_daemon(self, number: int = signal.SIGTERM, timeout: float = 15.0) -> int | None:
+        """Send the daemon a signal and wait for its end; its exit status."""
+        if self.daemon is None:
+            return None
+        self.daemon.send_signal(number)
+        try:
+            status = self.daemon.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.daemon.kill()
+            status = self.daemon.wait()
+        self.daemon = None
+        return status
+
+    def client(self) -> Client:
+        return Client(str(self.socket))
+
+    async def wait_ready(self) -> Json:
+        """Wait until every instance has traffic; the service's state then."""
+        deadline = time.monotonic() + _READY
+        view: Json | None = None
+        while time.monotonic() < deadline:
+            if self.daemon is not None and self.daemon.poll() is not None:
+                raise TrafficdError(f"the daemon ended at once:\n{self.daemon_log()}")
+            view = await asyncio.to_thread(self._look)
+            if view is not None and all(one["ready"] and one["weight"] for one in view["upstreams"]):
+                return view
+            await asyncio.sleep(0.05)
+        raise TrafficdError(f"not all instances became ready within {_READY:g} s: {view}\n{self.daemon_log()}")
+
+    def _look(self) -> Json | None:
+        client = self.client()
+        try:
+            return client.call("GET", "/v1/services/web")
+        except TrafficdError:
+            return None
+        finally:
+            client.close()
+
+    def daemon_log(self) -> str:
+        """The end of what the daemon wrote."""
+        try:
+            return (self.directory / "daemon.log").read_text()[-3000:]
+        except OSError:
+            return ""
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """End everything that was started here."""
+        await asyncio.to_thread(self.stop_daemon, signal.SIGINT)
+        caddy = CaddyServer(self.directory / "state" / "caddy", self.admin_url)
+        with contextlib.suppress(OSError):
+            await caddy.stop()
+        await asyncio.to_thread(self._stop_all)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _stop_all(self) -> None:
+        for pid_file in self.app_directory.glob("*.pid"):
+            replace.stop(pid_file, grace=1.0)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass

@@ -1,0 +1,212 @@
+"""The API's answers as text for people, and a rollout as it happens."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from trafficd.client import Client, Json
+
+_REFRESH = 0.25  # s between looks at the service while a rollout is shown live
+_COLORS = {"succeeded": "green", "reverted": "yellow", "failed": "red", "stuck": "red"}
+
+
+def _render(*parts: RenderableType) -> str:
+    """What a terminal of any width, or a file, would show; colours only on a terminal."""
+    console = Console(width=None if sys.stdout.isatty() else 160, force_terminal=sys.stdout.isatty())
+    with console.capture() as capture:
+        console.print(*parts, sep="\n")
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def services(found: Sequence[Json]) -> str:
+    """All services, a table each."""
+    if not found:
+        return "no services; add [services.NAME] to the configuration"
+    return "\n\n".join(service(one) for one in found)
+
+
+def service(view: Json) -> str:
+    return _render(*_service_parts(view))
+
+
+def _service_parts(view: Json) -> list[RenderableType]:
+    title = Text(view["name"], style="bold")
+    title.append(f"  stable {view['stable'] or 'unknown'}", style="not bold")
+    if view["held"]:
+        title.append("  HELD: requests wait", style="yellow")
+    if view["canary_percent"] is not None:
+        title.append(f"  canary {view['canary_percent']:g} %")
+    parts: list[RenderableType] = [title, _upstreams(view["upstreams"])]
+    if view["panic"]:
+        parts.append(Text(view["panic"], style="red"))
+    parts += [Text(line, style="red") for line in view["trouble"]]
+    if view["rollout"] is not None and view["rollout"]["ended_at"] is None:
+        parts.append(Text(_headline(view["rollout"])))
+    parts += [Text(f"  waits for {_wait(wait)}") for wait in view["waits"]]
+    return parts
+
+
+def _upstreams(found: Sequence[Json]) -> Table:
+    table = _table("UPSTREAM", "VERSION", "DIAL", "READY", "SHARE", "IN FLIGHT", "HEALTH", "")
+    for one in found:
+        table.add_row(
+            one["id"],
+            one["version"] or "unknown",
+            one["dial"],
+            Text("yes", style="green") if one["ready"] else Text("no", style="yellow"),
+            f"{one['share']:g} %",
+            "unknown" if one["in_flight"] is None else str(one["in_flight"]),
+            one["health"],
+            one["reason"],
+        )
+    return table
+
+
+def upstream(view: Json) -> str:
+    state = "ready" if view["ready"] else f"not ready ({view['reason'] or view['health']})"
+    return f"{view['id']} ({view['dial']}, {view['version'] or 'version unknown'}) is {state}, {view['share']:g} %"
+
+
+def drained(name: str, report: Json) -> str:
+    cut = report["cut"]
+    if report["drained"]:
+        return f"{name} is drained: nothing is open on it"
+    count = "an unknown number" if report["in_flight"] is None else report["in_flight"]
+    cut_text = f" (cut now: {cut['requests']} requests, {cut['streams']} streams)" if any(cut.values()) else ""
+    return f"{name} gets no new requests; still open on it: {count}{cut_text}"
+
+
+def _wait(wait: Json) -> str:
+    times = []
+    if wait["expected"] is not None:
+        times.append(f"about {wait['expected']:g} s")
+    if wait["at_most"] is not None:
+        times.append(f"at most {wait['at_most']:g} s")
+    return wait["what"] + (f" ({', '.join(times)})" if times else "")
+
+
+# -- rollouts ----------------------------------------------------------------------------------------------
+
+
+def _headline(view: Json) -> str:
+    paused = ", paused" if view["paused"] else ""
+    return f"{view['id']}: {view['service']} to {view['version']} is {view['state']}{paused}, {view['seconds']:.1f} s"
+
+
+def rollout(view: Json) -> str:
+    lines = [_headline(view)]
+    if view["reason"]:
+        lines.append(f"  {view['reason']}")
+    lines += [f"  warning: {text}" for text in view["warnings"] if text not in view["reason"]]
+    if view.get("warning"):
+        lines.append(f"  warning: {view['warning']}")
+    lines += [f"  {_cut(step)}" for step in view["steps"] if step["cut"] and any(step["cut"].values())]
+    for step in view["steps"]:
+        if step["ok"] is False and step["output"]:
+            lines.append(f"  output of {step['step']} {step['upstream'] or ''}:")
+            lines += [f"    {line}" for line in step["output"].splitlines()[-10:]]
+    lines += [f"  waits for {_wait(wait)}" for wait in view["waits"]]
+    return "\n".join(lines)
+
+
+def _cut(step: Json) -> str:
+    cut = step["cut"]
+    return f"{step['upstream']}: {cut['requests']} requests and {cut['streams']} streams were still open at drain_timeout"
+
+
+def rollouts(found: Iterable[Json]) -> str:
+    table = _table("ROLLOUT", "SERVICE", "VERSION", "STATE", "BEGAN", "SECONDS", "BY", "")
+    for one in found:
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["started_at"]))
+        state = Text(one["state"], style=_COLORS.get(one["state"], ""))
+        note = one["reason"] or one["message"]
+        table.add_row(
+            one["id"], one["service"], one["version"], state, began, f"{one['seconds']:.1f}", one["actor"], note
+        )
+    return _render(table)
+
+
+def events(found: Iterable[Json]) -> str:
+    table = _table("SEQ", "AT", "SERVICE", "EVENT", "")
+    for one in found:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["at"]))
+        table.add_row(str(one["seq"]), at, one["service"], one["type"], _details(one["data"]))
+    return _render(table)
+
+
+def _details(data: Json) -> str:
+    plain = {k: v for k, v in data.items() if isinstance(v, str | int | float | bool) and v not in ("", False)}
+    return " ".join(f"{key}={value}" for key, value in plain.items() if key not in ("output", "key"))[:200]
+
+
+def event_line(event: Json) -> str | None:
+    """One line of a rollout's progress; None for what a reader need not see."""
+    data = event["data"]
+    where = f" {data['upstream']}" if data.get("upstream") else ""
+    back = " (bringing the old version back)" if data.get("direction") == "revert" else ""
+    match event["type"]:
+        case "rollout_started":
+            return f"{event['rollout']} begins: {event['service']} to {data['version']}, {data['strategy']}"
+        case "step_started":
+            return f"{data['step']}{where}{back}"
+        case "step_ended" if not data["ok"]:
+            return f"{data['step']}{where} FAILED: {data['reason']}"
+        case "step_ended":
+            cut = data.get("cut") or {}
+            if any(cut.values()):
+                return f"{data['step']}{where}: cut {cut['requests']} requests, {cut['streams']} streams"
+            return None
+        case "task_started":
+            return None
+        case "rollout_ended":
+            return f"{data['state']}" + (f": {data['reason']}" if data["reason"] else "")
+        case other:
+            return f"{other.replace('_', ' ')}{where} {data.get('reason', '')}".rstrip()
+
+
+def follow(client: Client, begun: Json, *, live: bool) -> Json:
+    """Show a rollout until it has ended; its last state."""
+    path = f"/v1/rollouts/{begun['id']}"
+    if live and sys.stdout.isatty():
+        _follow_live(client, begun)
+    else:
+        for event in client.events(begun["id"]):
+            line = event_line(event)
+            if live and line is not None:
+                stamp = time.strftime("%H:%M:%S", time.localtime(event["at"]))
+                print(f"{stamp} {line}", flush=True)
+    return client.call("GET", path)
+
+
+def _follow_live(client: Client, begun: Json) -> None:
+    console = Console()
+    with Live(console=console, refresh_per_second=8, transient=True) as display:
+        while True:
+            view = client.call("GET", f"/v1/services/{begun['service']}")
+            current = view["rollout"]
+            if current is None or current["id"] != begun["id"] or current["ended_at"] is not None:
+                return
+            display.update(Group(*_service_parts(view), _progress(current)))
+            time.sleep(_REFRESH)
+
+
+def _progress(view: Json) -> Table:
+    table = _table("", "")
+    for name, state in view["upstreams"].items():
+        mark = {"done": "✔", "waiting": "·", "reverted": "↩"}.get(state, "✘" if state.startswith("failed") else "▶")
+        table.add_row(f"{mark} {name}", state)
+    return table
