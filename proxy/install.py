@@ -85,9 +85,7 @@ def _not_resolved(path: str, what: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _listener(
-    admin: Admin, nonce: str, counted: asyncio.Future[int | None]
-) -> AsyncIterator[str]:
+async def _listener(admin: Admin, nonce: str, counted: asyncio.Future[int | None]) -> AsyncIterator[str]:
     """An upstream that answers `nonce`, and looks at Caddy's count of itself while it is asked."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -37,8 +37,7 @@ def parse_name(text: str) -> str:
     """
     if not _NAME.fullmatch(text):
         raise AddressError(
-            f"{text[:80]!r} is not a name: letters, digits and . _ - only, at most 64, beginning with a "
-            "letter or digit"
+            f"{text[:80]!r} is not a name: letters, digits and . _ - only, at most 64, beginning with a letter or digit"
         )
     return text
 
@@ -73,8 +72,7 @@ def _canonical(host: str, text: str) -> str:
         return host.lower()
     if address is None or (address.version == 6) is not bracketed:
         raise AddressError(
-            f"{text[:80]!r} is not an address: the host must be a name, an IPv4 address, or an IPv6 address in "
-            "brackets"
+            f"{text[:80]!r} is not an address: the host must be a name, an IPv4 address, or an IPv6 address in brackets"
         )
     if isinstance(address, ipaddress.IPv6Address):
         if address.scope_id is not None:
@@ -115,3 +113,13 @@ def stream_alias(dial: str) -> str:
         return join(f"::ffff:{ipaddress.IPv4Address(host)}", int(port))
     except ValueError:
         return f"{host.upper()}:{port}"
+
+
+def slot_name(index: int) -> str:
+    """The file of a slot: three digits at least."""
+    return f"{index:03d}"
+
+
+def stream_slot_name(index: int) -> str:
+    """The file of the same slot for upgraded streams."""
+    return f"s{index:03d}"

@@ -174,21 +174,21 @@ class CaddyServer:
         if pid is None:
             return
         os.kill(pid, signal.SIGTERM)
-        if not await self._gone(_STOP):
+        if not await self._gone(pid, _STOP):
             os.kill(pid, signal.SIGKILL)
-            await self._gone(_STOP)
+            await self._gone(pid, _STOP)
         self._pid_file.unlink(missing_ok=True)
 
-    async def _gone(self, timeout: float) -> bool:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        while loop.time() < deadline:
-            if self.process is not None and self.process.returncode is not None:
-                return True
-            if self.pid() is None:
-                return True
-            await asyncio.sleep(0.01)
-        return False
+    async def _gone(self, pid: int, timeout: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout):
+                if self.process is not None and self.process.pid == pid:
+                    await self.process.wait()
+                while self.pid() is not None:  # noqa: ASYNC110  it is not our child: there is nothing to wait on
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            return False
+        return True
 
 
 def _message(line: str) -> str:

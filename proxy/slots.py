@@ -26,22 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proxy.errors import SlotError
-from proxy.model import NOBODY, Table, parse_dial, stream_alias
+from proxy.model import NOBODY, Table, parse_dial, slot_name, stream_alias, stream_slot_name
 
 CURRENT = "current"
 PREVIOUS = "previous"
 _GENERATION = "g"
 _ADDRESSES = "addresses"  # the one file per address that the slots of a generation are links to
-
-
-def slot_name(index: int) -> str:
-    """The file of a slot: three digits at least."""
-    return f"{index:03d}"
-
-
-def stream_slot_name(index: int) -> str:
-    """The file of the same slot for upgraded streams."""
-    return f"s{index:03d}"
 
 
 @dataclass(frozen=True)

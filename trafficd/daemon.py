@@ -83,7 +83,9 @@ class Daemon:
             stack.push_async_callback(self._admin.aclose)
             if self._caddy is not None:
                 started = await self._caddy.start()
-                log.info("our Caddy %s, admin API at %s", "started" if started else "runs already", self._caddy.admin_url)
+                log.info(
+                    "our Caddy %s, admin API at %s", "started" if started else "runs already", self._caddy.admin_url
+                )
                 stack.push_async_callback(self._leave_caddy)
             await self._open_services()
             stack.push_async_callback(self._close_services)
@@ -117,9 +119,7 @@ class Daemon:
 
     async def _open_services(self) -> None:
         root = self._slots_root
-        directories = {
-            name: SlotDirectory(root, name, section.slots) for name, section in self.config.services.items()
-        }
+        directories = {name: SlotDirectory(root, name, section.slots) for name, section in self.config.services.items()}
         for note in await asyncio.to_thread(prepare_root, root, list(directories.values())):
             log.warning("slots: %s", note)
         for name, section in self.config.services.items():

@@ -15,6 +15,7 @@ from trafficd.ports import Pool, Probe
 
 SAMPLE_INTERVAL = 0.02  # s between in-flight samples of a draining upstream
 GATE_INTERVAL = 0.1  # s between probes at a gate, at most
+REFUSED_INTERVAL = 0.05  # s between probes at a gate while they fail, at least
 
 
 class HealthMonitor:
@@ -38,13 +39,22 @@ class HealthMonitor:
             self._pulses.pop(name, None)
         for name, dial in dials.items():
             if name not in self._tasks:
-                self._dials[name] = dial
-                self._tasks[name] = asyncio.create_task(self._loop(name, dial), name=f"probe {name}")
+                self._begin(name, dial, after=0.0)
 
     def assume_up(self, name: str, dial: str) -> None:
-        """Take an upstream for up: it carries traffic already, or has just passed its gate."""
-        self.watch({**self._dials, name: dial})
+        """Take an upstream for up: it carries traffic already, or has just passed its gate.
+
+        A probe under way is given up: it may have been sent to what ran there before. The next one comes at
+        a random time within the interval, so that upstreams taken for up together are not probed together.
+        """
+        if name in self._tasks:
+            self._tasks.pop(name).cancel()
+        self._begin(name, dial, after=self._interval * random.random())
         self._pulses[name] = Pulse(Health.UP)
+
+    def _begin(self, name: str, dial: str, *, after: float) -> None:
+        self._dials[name] = dial
+        self._tasks[name] = asyncio.create_task(self._loop(name, dial, after), name=f"probe {name}")
 
     def health(self) -> dict[str, Health]:
         return {name: pulse.health for name, pulse in self._pulses.items()}
@@ -52,21 +62,24 @@ class HealthMonitor:
     def pulse(self, name: str) -> Pulse:
         return self._pulses.get(name, Pulse())
 
-    async def _loop(self, name: str, dial: str) -> None:
+    async def _loop(self, name: str, dial: str, after: float) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time()
+        due = loop.time() + after
+        # An unknown upstream is probed at once; its second probe comes early, at random, so that upstreams
+        # that began together do not go on together.
+        early = self._interval * random.random() if after == 0.0 else 0.0
         while True:
-            failure = await self._probe(dial)
-            before = self.pulse(name)
-            after = before.probe(failure, rise=self._rise, fall=self._fall)
-            self._pulses[name] = after
-            if after.health is not before.health:
-                self._on_change(name, after)
-            # The first interval is cut short at random, so that fifty probes do not fall together.
-            due = max(loop.time(), due + self._interval) if due > loop.time() - 60 else loop.time()
-            if before == Pulse():
-                due -= self._interval * random.random()
             await asyncio.sleep(max(0.0, due - loop.time()))
+            self._fold(name, await ask(self._probe, dial))
+            # Late by more than the interval (a slow probe, a machine that slept): what was missed is missed.
+            due = max(due + self._interval - early, loop.time())
+            early = 0.0
+
+    def _fold(self, name: str, failure: str | None) -> None:
+        before = self.pulse(name)
+        after = self._pulses[name] = before.probe(failure, rise=self._rise, fall=self._fall)
+        if after.health is not before.health:
+            self._on_change(name, after)
 
     async def aclose(self) -> None:
         tasks = list(self._tasks.values())
@@ -76,6 +89,20 @@ class HealthMonitor:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def ask(probe: Probe, dial: str) -> str | None:
+    """One probe. A probe that breaks is a failed one: unknown is not healthy, and watching goes on."""
+    try:
+        return await probe(dial)
+    except Exception as error:
+        return f"the probe of {dial} broke: {type(error).__name__}: {error}"
+
+
+def steady_clock() -> Callable[[], float]:
+    """The time (s since the epoch) that runs evenly from now on, whatever is done to the system's clock."""
+    offset = time.time() - time.monotonic()
+    return lambda: time.monotonic() + offset
+
+
 async def drain(
     pool: Pool, dial: str, *, since: float, quiet: float, timeout: float
 ) -> tuple[DrainVerdict, Open | None]:
@@ -83,11 +110,12 @@ async def drain(
 
     `since` is the time (s since the epoch) that the drain was journalled at.
     """
+    now = steady_clock()
     watch = DrainWatch(since=since, quiet=quiet, timeout=timeout)
     pause = min(SAMPLE_INTERVAL, max(0.005, quiet / 4))
     while True:
         count = await open_on(pool, dial)
-        verdict = watch.sample(time.time(), count)
+        verdict = watch.sample(now(), count)
         if verdict is not DrainVerdict.WAITING:
             return verdict, count
         await asyncio.sleep(pause)
@@ -99,31 +127,29 @@ async def open_on(pool: Pool, dial: str) -> Open | None:
     return None if count is None else Open(count.requests, count.streams)
 
 
-async def gate(
-    probe: Probe, dial: str, *, since: float, min_healthy_time: float, deadline: float
-) -> str | None:
+async def gate(probe: Probe, dial: str, *, since: float, min_healthy_time: float, deadline: float) -> str | None:
     """Probe `dial` until it passes its gate; None, or why it did not.
 
     Probes follow each other quickly, so that the gate costs little more than `min_healthy_time`.
     """
+    now = steady_clock()
     watch = GateWatch(since=since, min_healthy_time=min_healthy_time, deadline=deadline)
     pause = min(GATE_INTERVAL, max(0.01, min_healthy_time / 20))
     while True:
-        begun = time.time()
-        failure = await probe(dial)
+        begun = now()
+        failure = await ask(probe, dial)
         # A good answer speaks for the time it was asked for, a failure for the time it was seen.
-        match watch.probe(begun if failure is None else time.time(), failure):
+        match watch.probe(begun if failure is None else now(), failure):
             case GateVerdict.PASSED:
                 return None
             case GateVerdict.FAILED:
                 return watch.explain()
             case GateVerdict.WAITING:
-                await asyncio.sleep(_until(watch, pause))
+                await asyncio.sleep(_until(watch, pause, now()))
 
 
-def _until(watch: GateWatch, pause: float) -> float:
+def _until(watch: GateWatch, pause: float, now: float) -> float:
     """Sleep a pause, or only until the count is full."""
     if watch.healthy_since is None:
-        return pause
-    left = watch.healthy_since + watch.min_healthy_time - time.time()
-    return min(pause, max(0.0, left))
+        return max(pause, REFUSED_INTERVAL)
+    return min(pause, max(0.0, watch.healthy_since + watch.min_healthy_time - now))

@@ -24,9 +24,7 @@ class Pulse:
             streak = max(self.streak, 0) + 1
             needed = 1 if self.health is Health.UNKNOWN else rise
             health = Health.UP if streak >= needed else self.health
-            return replace(
-                self, streak=streak, health=health, reason="" if health is Health.UP else self.reason
-            )
+            return replace(self, streak=streak, health=health, reason="" if health is Health.UP else self.reason)
         streak = min(self.streak, 0) - 1
         health = Health.DOWN if -streak >= fall else self.health
         return replace(self, streak=streak, health=health, reason=failure)

@@ -113,9 +113,7 @@ def _finish(rollout: Rollout) -> ev.Event | None:
 
 
 def _prepare(service: Service, rollout: Rollout) -> tuple[bool, ev.Event | None]:
-    keys = [
-        StepKey(u, Direction.FORWARD, StepKind.PREPARE) for u in rollout.upstreams if u in service.upstreams
-    ]
+    keys = [StepKey(u, Direction.FORWARD, StepKind.PREPARE) for u in rollout.upstreams if u in service.upstreams]
     records = {key: _record(rollout, key) for key in keys}
     running = sum(1 for record in records.values() if record and record.ended_at is None)
     fresh = next((key for key in keys if records[key] is None), None)
@@ -150,9 +148,7 @@ def _forward_task(upstream: Upstream, rollout: Rollout) -> Task:
     )
 
 
-def _begin(
-    service: Service, rollout: Rollout, pending: list[Task], world: World, now: float
-) -> ev.Event | None:
+def _begin(service: Service, rollout: Rollout, pending: list[Task], world: World, now: float) -> ev.Event | None:
     """Begin the next turn, if the policy's limits allow one."""
     policy = rollout.policy
     tasks = rollout.revert if rollout.phase is Phase.REVERTING else rollout.forward
@@ -330,18 +326,14 @@ def _end(rollout: Rollout) -> ev.Event | None:
 def _waits(service: Service, rollout: Rollout, world: World) -> tuple[Wait, ...]:
     waits = [_step_wait(service, rollout, step) for step in rollout.running_steps()]
     if rollout.paused:
-        waits.append(
-            Wait(None, "paused: `trafficd resume` goes on, `trafficd abort` gives up", rollout.changed_at)
-        )
+        waits.append(Wait(None, "paused: `trafficd resume` goes on, `trafficd abort` gives up", rollout.changed_at))
     elif not waits:
         ready = available(service, world)
         what = (
             f"another upstream to become ready: {len(ready)} are, and taking one out must leave "
             f"min_ready = {rollout.policy.min_ready}"
         )
-        waits.append(
-            Wait(None, what, rollout.changed_at, rollout.changed_at + rollout.policy.healthy_deadline)
-        )
+        waits.append(Wait(None, what, rollout.changed_at, rollout.changed_at + rollout.policy.healthy_deadline))
     return tuple(waits)
 
 
@@ -359,9 +351,7 @@ def _step_wait(service: Service, rollout: Rollout, step: StepRecord) -> Wait:
             )
         case StepKind.GATE:
             what = f"{key.upstream} to be healthy for {policy.min_healthy_time:g} s without a break"
-            return Wait(
-                key.upstream, what, since, since + policy.healthy_deadline, since + policy.min_healthy_time
-            )
+            return Wait(key.upstream, what, since, since + policy.healthy_deadline, since + policy.min_healthy_time)
         case StepKind.SWAP if policy.external:
             what = (
                 f"the caller to replace {key.upstream} and then to "

@@ -47,9 +47,7 @@ def available(service: Service, world: World) -> frozenset[str]:
     """The ids of the upstreams that carry traffic and are up: what `min_ready` counts."""
     weights = route(service, world).weights
     return frozenset(
-        u.id
-        for u in service.upstreams.values()
-        if u.serving and weights.get(u.serving, 0) > 0 and world.up(u.id)
+        u.id for u in service.upstreams.values() if u.serving and weights.get(u.serving, 0) > 0 and world.up(u.id)
     )
 
 

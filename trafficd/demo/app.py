@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from aiohttp import WSCloseCode, web
 
 _GRACE = 30.0  # s that open requests have after TERM
-_SOCKETS: web.AppKey[weakref.WeakSet[web.WebSocketResponse]] = web.AppKey("sockets", weakref.WeakSet)
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ def build(behaviour: Behaviour) -> web.Application:
     """The application."""
     started = time.monotonic()
     headers = {"X-App-Version": behaviour.version}
+    sockets: weakref.WeakSet[web.WebSocketResponse] = weakref.WeakSet()
 
     async def health(request: web.Request) -> web.Response:
         age = time.monotonic() - started
@@ -51,28 +51,26 @@ def build(behaviour: Behaviour) -> web.Application:
         opened = web.WebSocketResponse()
         opened.headers.update(headers)
         await opened.prepare(request)
-        request.app[_SOCKETS].add(opened)
+        sockets.add(opened)
         async for message in opened:
             await opened.send_str(message.data)
         return opened
+
+    async def close_sockets(app: web.Application) -> None:
+        closing = [socket.close(code=WSCloseCode.GOING_AWAY, message=b"deploy") for socket in set(sockets)]
+        await asyncio.gather(*closing, return_exceptions=True)
 
     async def anything(request: web.Request) -> web.Response:
         size = len(await request.read())
         return web.Response(text=f"{behaviour.version} {request.method} {size}\n", headers=headers)
 
     app = web.Application(client_max_size=16 * 1024 * 1024)
-    app[_SOCKETS] = weakref.WeakSet()
     app.router.add_get("/healthz", health)
     app.router.add_get("/ws", websocket)
     app.router.add_route("*", "/slow", slow)
     app.router.add_route("*", "/{path:.*}", anything)
-    app.on_shutdown.append(_close_sockets)
+    app.on_shutdown.append(close_sockets)
     return app
-
-
-async def _close_sockets(app: web.Application) -> None:
-    closing = [socket.close(code=WSCloseCode.GOING_AWAY, message=b"deploy") for socket in set(app[_SOCKETS])]
-    await asyncio.gather(*closing, return_exceptions=True)
 
 
 async def _crash(after: float) -> None:

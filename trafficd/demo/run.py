@@ -60,9 +60,7 @@ class Load:
         gets = self._plan(8, "GET", "/")
         posts = self._plan(8, "POST", "/orders", body=b'{"item": 1}' * 20)
         slow = self._plan(4, "POST", f"/slow?seconds={_SLOW}", body=b"report", qps=None)
-        self._tasks = [
-            asyncio.create_task(loadtest.runner.run(plan, stop=self.stop)) for plan in (gets, posts, slow)
-        ]
+        self._tasks = [asyncio.create_task(loadtest.runner.run(plan, stop=self.stop)) for plan in (gets, posts, slow)]
         sockets = WebSocketPlan(self.url.replace("http", "ws", 1) + "/ws", connections=6, interval=0.25)
         self._sockets = asyncio.create_task(hold(sockets, stop=self.stop))
 
@@ -229,5 +227,3 @@ def main(*, fast: bool, as_json: bool) -> int:
     else:
         click.echo(verdict.as_text())
     return 0 if verdict.ok else 1
-
-

@@ -64,7 +64,7 @@ class CommandDriver:
 
 def _returned(output: str) -> Outcome:
     """A success, with the address if the program named one."""
-    named = [line.removeprefix(_MARK).strip() for line in output.split("\n") if line.startswith(_MARK)]
+    named = [line.removeprefix(_MARK).strip(" \t\r") for line in output.split("\n") if line.startswith(_MARK)]
     if not named:
         return Outcome(ok=True, output=output)
     try:

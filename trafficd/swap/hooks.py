@@ -28,19 +28,17 @@ class Hooks:
         self._timeout = timeout
         self._now = now
 
-    async def __call__(
-        self, kind: StepKind, name: str, environment: Mapping[str, str], since: float
-    ) -> Outcome:
+    async def __call__(self, kind: StepKind, name: str, environment: Mapping[str, str], since: float) -> Outcome:
         """Run the hook, or join its run of before a restart. `since`: when it was journalled."""
         argv = self._argv(kind)
         if argv is None:
             return Outcome(ok=True)
-        left = max(1.0, self._timeout - max(0.0, self._now() - since))
-        slot = f"{self._service}-{environment.get('TRAFFICD_UPSTREAM', 'once')}"
+        left = self._timeout - max(0.0, self._now() - since)
+        slot = f"{self._service}:{environment.get('TRAFFICD_UPSTREAM', '')}"  # as the driver's
         try:
             ended = await self._runner.run(name, slot, argv, environment, left)
         except TrafficdError as error:
             return Outcome(False, str(error))
-        self._runner.forget(name)
+        # The run is not forgotten here: were we killed before its end is in the journal, it would run twice.
         reason = "" if ended.ok else ended.explain(argv[0], self._timeout)
         return Outcome(ended.ok, reason, ended.output)

@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     refusal = acquire(lock, timeout + 2 * (grace + KILLED_BY))
     if refusal:
         return refusal
-    if os.path.exists(os.path.join(run_dir, "exit")):  # noqa: PTH110, PTH118
+    if ended(run_dir):
         return 0
     os.makedirs(run_dir, mode=0o700, exist_ok=True)  # noqa: PTH103
     former = orphans(lock)
@@ -62,6 +62,14 @@ def main(arguments: list[str]) -> int:
     if word not in ("timeout", "ended") or not members(os.getpid()):
         os.ftruncate(lock, 0)
     return 0
+
+
+def ended(run_dir: str) -> bool:
+    """Whether the end is known. A power loss may leave the file and nothing in it."""
+    try:
+        return os.stat(os.path.join(run_dir, "exit")).st_size > 0  # noqa: PTH116, PTH118
+    except OSError:
+        return False
 
 
 def close_inherited() -> None:
