@@ -71,7 +71,9 @@ class Upstream:
         if self.mode == "slow":
             await asyncio.sleep(0.3)
         answer = f"{self.name} {method} {len(body)}"
-        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(answer)}\r\nX-Upstream: {self.name}\r\n\r\n{answer}".encode())
+        writer.write(
+            f"HTTP/1.1 200 OK\r\nContent-Length: {len(answer)}\r\nX-Upstream: {self.name}\r\n\r\n{answer}".encode()
+        )
         await writer.drain()
         return True
 

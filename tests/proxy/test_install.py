@@ -112,9 +112,13 @@ async def test_an_unreachable_admin_api_is_named(url: str) -> None:
 
 
 async def test_a_hanging_admin_api_is_given_up_in_time() -> None:
+    ended = asyncio.Event()
+
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
+        await writer.wait_closed()
+        ended.set()
 
     server = await asyncio.start_server(hang, "127.0.0.1", 0)
     admin = Admin(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", timeout=0.3)
@@ -123,6 +127,7 @@ async def test_a_hanging_admin_api_is_given_up_in_time() -> None:
         await admin.upstreams()
     assert asyncio.get_running_loop().time() - begun < 3
     await admin.aclose()
+    await ended.wait()
     server.close()
 
 

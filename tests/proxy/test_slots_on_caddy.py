@@ -30,9 +30,7 @@ async def test_shares_are_exact_by_slots(caddy: RealCaddy) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_flips_under_load_lose_nothing_and_leave_the_configuration_alone(
-    caddy: RealCaddy, method: str
-) -> None:
+async def test_flips_under_load_lose_nothing_and_leave_the_configuration_alone(caddy: RealCaddy, method: str) -> None:
     pool = await caddy.serve({"a": 1, "b": 1, "c": 1})
     _, before = await caddy.admin.config()
     stop = asyncio.Event()

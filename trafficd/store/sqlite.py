@@ -68,8 +68,7 @@ class StateLock:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StateError(
-                f"state_dir {self._path.parent} cannot be used: {error.strerror}; make it, owned by "
-                "trafficd's user"
+                f"state_dir {self._path.parent} cannot be used: {error.strerror}; make it, owned by trafficd's user"
             ) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,6 +128,9 @@ class SqliteJournal:
                 f"{self._path} was written by a newer trafficd (schema {version}, this one knows "
                 f"{SCHEMA}); run the newer one"
             )
+        (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise self._damaged(found)
         connection.executescript(_TABLES)
         connection.execute(f"PRAGMA user_version={SCHEMA}")
 
@@ -137,7 +139,7 @@ class SqliteJournal:
             return self._damaged(error)
         return StateError(f"the journal {self._path} cannot be opened: {error}")
 
-    def _damaged(self, error: Exception) -> StateError:
+    def _damaged(self, error: Exception | str) -> StateError:
         return StateError(
             f"the journal {self._path} is damaged: {error}. Traffic goes on as it is routed now. Bring the "
             "file back from a backup, or move it away: trafficd then begins anew from its configuration"
@@ -164,9 +166,7 @@ class SqliteJournal:
         at = time.time()
         rollout = getattr(event, "rollout", None)
         statement = "INSERT INTO events (at, service, rollout, body) VALUES (?, ?, ?, ?)"
-        seq = await self._call(
-            lambda: self._db.execute(statement, (at, event.service, rollout, body)).lastrowid
-        )
+        seq = await self._call(lambda: self._db.execute(statement, (at, event.service, rollout, body)).lastrowid)
         return Entry(seq or 0, at, event)
 
     async def load(self, service: str) -> list[Entry]:
@@ -210,14 +210,10 @@ class SqliteJournal:
 
         await self._call(write)
 
-    async def _select(
-        self, where: str, values: tuple[object, ...], order: str = "ORDER BY seq"
-    ) -> list[Entry]:
+    async def _select(self, where: str, values: tuple[object, ...], order: str = "ORDER BY seq") -> list[Entry]:
         query = f"SELECT seq, at, body FROM events WHERE {where} {order}"
         # Decoded in the thread too: a long history must not keep probes and an abort waiting.
-        return await self._call(
-            lambda: [self._entry(*row) for row in self._db.execute(query, values).fetchall()]
-        )
+        return await self._call(lambda: [self._entry(*row) for row in self._db.execute(query, values).fetchall()])
 
     def _entry(self, seq: int, at: float, body: bytes) -> Entry:
         try:
