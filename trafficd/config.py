@@ -47,7 +47,7 @@ DEFAULT_SOCKET = "/run/trafficd/trafficd.sock"
 _PREFIX = "TRAFFICD_"
 _LONGEST = 366 * 86_400.0  # s; longer than this is a slip of the pen, and some clocks cannot count it
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)", re.ASCII)
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+:@/-]{0,127}")
 
 
@@ -97,9 +97,9 @@ def parse_amount(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return Amount(number=value)
     text = str(value).strip()
-    if re.fullmatch(r"\d+", text):
+    if re.fullmatch(r"\d+", text, re.ASCII):
         return Amount(number=int(text))
-    if re.fullmatch(r"\d+(\.\d+)?%", text) and float(text[:-1]) <= 100:
+    if re.fullmatch(r"\d+(\.\d+)?%", text, re.ASCII) and float(text[:-1]) <= 100:
         return Amount(percent=float(text[:-1]))
     raise ValueError(f'{value!r} is neither a number of upstreams nor a percentage such as "25%"')
 
@@ -594,19 +594,30 @@ def load(path: Path | str) -> Config:
     try:
         return FileConfig()
     except ValidationError as error:
-        raise ConfigError(_explain(path, error, overrides(os.environ, data))) from error
+        raise ConfigError(_explain(path, error, data)) from error
 
 
-def _explain(path: Path, error: ValidationError, found: list[Override]) -> str:
+def _explain(path: Path, error: ValidationError, file: Mapping[str, Any]) -> str:
     faults = error.errors(include_url=False)
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     lines = [f"{path}: {count}"]
     for fault in faults:
         parts = tuple(str(part) for part in fault["loc"] if part != "[key]")
-        by = next((o.variable for o in found if parts[: len(o.place)] == o.place), None)
-        origin = f" (set by the variable {by})" if by else ""
+        variable = _origin(parts, file)
+        origin = f" (set by the variable {variable})" if variable else ""
         lines.append(f"  {'.'.join(parts) or '(whole file)'}: {_reason(fault)}{origin}")
     return "\n".join(lines)
+
+
+def _origin(place: tuple[str, ...], file: Mapping[str, Any]) -> str | None:
+    """The variable that sets what is at this place, or a part of what the file does not have there."""
+    value: object = file
+    for part in place:
+        value = _get(value, part)
+    for variable, target, _ in overrides(os.environ, file):
+        if place[: len(target)] == target or (value is None and target[: len(place)] == place):
+            return variable
+    return None
 
 
 def _reason(fault: Any) -> str:

@@ -27,6 +27,7 @@ class Behaviour:
     """How the instance behaves. Times in seconds from its start; None: never."""
 
     version: str
+    instance: str = ""
     warm_up: float = 0.0
     healthy_for: float | None = None
     crash_after: float | None = None
@@ -35,7 +36,7 @@ class Behaviour:
 def build(behaviour: Behaviour) -> web.Application:
     """The application."""
     started = time.monotonic()
-    headers = {"X-App-Version": behaviour.version}
+    headers = {"X-App-Version": behaviour.version, "X-App-Instance": behaviour.instance}
     sockets: weakref.WeakSet[web.WebSocketResponse] = weakref.WeakSet()
 
     async def health(request: web.Request) -> web.Response:
@@ -87,7 +88,10 @@ def main() -> None:
     parser.add_argument("--crash-after", type=float)
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    app = build(Behaviour(options.version, options.warm_up, options.healthy_for, options.crash_after))
+    instance = f"127.0.0.1:{options.port}"
+    app = build(
+        Behaviour(options.version, instance, options.warm_up, options.healthy_for, options.crash_after)
+    )
     if options.crash_after is not None:
 
         async def begin(_: web.Application) -> None:

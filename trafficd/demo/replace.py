@@ -39,7 +39,7 @@ def stop(pid_file: Path, grace: float = _GRACE) -> None:
     pid_file.unlink(missing_ok=True)
 
 
-def start(directory: Path, dial: str, version: str, options: Sequence[str] = ()) -> None:
+def start(directory: Path, dial: str, version: str, options: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """Start an instance of `version` at `dial`."""
     port = dial.rpartition(":")[2]
     with (directory / f"{port}.log").open("ab") as log:
@@ -51,6 +51,7 @@ def start(directory: Path, dial: str, version: str, options: Sequence[str] = ())
             start_new_session=True,
         )
     (directory / f"{port}.pid").write_text(f"{process.pid} {start_time(process.pid)}\n")
+    return process
 
 
 def main() -> None:
@@ -61,7 +62,8 @@ def main() -> None:
     stop(directory / f"{dial.rpartition(':')[2]}.pid")
     if action == "swap":
         chosen = next((value for prefix, value in options.items() if version.startswith(prefix)), "")
-        start(directory, dial, version, chosen.split())
+        started = start(directory, dial, version, chosen.split())
+        started.returncode = 0  # it outlives us on purpose
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import signal
 import socket
@@ -50,13 +49,15 @@ class Stage:
     swap: str | None = None  # TOML of [services.web.swap]; None: the command of the demo
     swap_options: Sequence[str] = ()
     start_options: Sequence[str] = ()
+    spares: bool = False  # a second address for every upstream
     slots: int = 100
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="trafficd-")))
     daemon: subprocess.Popen[bytes] | None = None
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.directory.chmod(0o755)
-        ports = free_ports(self.instances + 2)
+        ports = free_ports(2 * self.instances + 2)
         self.public, self.admin_port, self.ports = ports[0], ports[1], ports[2:]
         self.socket = self.directory / "trafficd.sock"
         self.config = self.directory / "trafficd.toml"
@@ -77,11 +78,14 @@ class Stage:
     def dial(self, index: int) -> str:
         return f"127.0.0.1:{self.ports[index]}"
 
+    def spare_dial(self, index: int) -> str:
+        return f"127.0.0.1:{self.ports[self.instances + index]}"
+
     def toml(self) -> str:
         """The daemon's configuration."""
         upstreams = "\n".join(
             f'[[services.web.upstreams]]\nid = "{self.upstream_id(i)}"\ndial = "{self.dial(i)}"\n'
-            f'version = "{self.version}"'
+            f'version = "{self.version}"' + (f'\nspare_dial = "{self.spare_dial(i)}"' if self.spares else "")
             for i in range(self.instances)
         )
         argv = [sys.executable, "-m", "trafficd.demo.replace", str(self.app_directory), *self.swap_options]
@@ -107,10 +111,9 @@ slots = {self.slots}
     def start_instances(self) -> None:
         self.app_directory.mkdir(exist_ok=True)
         for index in range(self.instances):
-            replace.start(self.app_directory, self.dial(index), self.version, self.start_options)
-
-    def stop_instance(self, index: int, grace: float = 2.0) -> None:
-        replace.stop(self.app_directory / f"{self.ports[index]}.pid", grace)
+            self.processes.append(
+                replace.start(self.app_directory, self.dial(index), self.version, self.start_options)
+            )
 
     # -- daemon ----------------------------------------------------------------------------------------
 
@@ -156,6 +159,9 @@ slots = {self.slots}
         raise TrafficdError(f"not all instances became ready within {_READY:g} s: {view}\n{self.daemon_log()}")
 
     def _look(self) -> Json | None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
+            if knock.connect_ex(str(self.socket)):
+                return None
         client = self.client()
         try:
             return client.call("GET", "/v1/services/web")
@@ -185,6 +191,5 @@ slots = {self.slots}
     def _stop_all(self) -> None:
         for pid_file in self.app_directory.glob("*.pid"):
             replace.stop(pid_file, grace=1.0)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        for process in self.processes:
+            process.wait(10)

@@ -86,14 +86,16 @@ class HttpProbe:
 
 
 async def _answer(connection: h11.Connection, reader: asyncio.StreamReader) -> int:
-    status = size = 0
+    status = size = received = 0
     while True:
         event = connection.next_event()
         match event:
             case h11.NEED_DATA:
                 data = await reader.read(_READ)
+                received += len(data)
                 if not data and not status:
-                    raise ValueError("the connection was closed without an answer")
+                    how = "before a complete HTTP answer" if received else "without an answer"
+                    raise ValueError(f"the connection was closed {how}")
                 connection.receive_data(data)
             case h11.Response():
                 status = event.status_code
