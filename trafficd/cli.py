@@ -69,8 +69,13 @@ def to_json(value: Json) -> str:
 def connected(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that every client command takes."""
 
-    @click.option("--socket", envvar="TRAFFICD_SOCKET", default=configuration.DEFAULT_SOCKET, show_default=True,
-                  help="The daemon's unix socket.")
+    @click.option(
+        "--socket",
+        envvar="TRAFFICD_SOCKET",
+        default=configuration.DEFAULT_SOCKET,
+        show_default=True,
+        help="The daemon's unix socket.",
+    )
     @click.option("--url", envvar="TRAFFICD_URL", help="The daemon over TCP, with --token-file.")
     @click.option("--token-file", envvar="TRAFFICD_TOKEN_FILE", help="File that holds the daemon's token.")
     @click.option("--json", "as_json", is_flag=True, help="Answer with JSON.")
@@ -97,9 +102,7 @@ def main() -> None:
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 def run(path: str | None, log_level: str) -> None:
     """Run the daemon. SIGTERM ends it; SIGINT ends a Caddy of our own with it."""
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr
-    )
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpcore", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     with exit_status():
@@ -153,9 +156,7 @@ def events(options: Options, service: str | None, limit: int) -> None:
 @click.option("--no-wait", is_flag=True, help="Return when no new request goes there.")
 @click.option("--force", is_flag=True, help="Even if it is the last ready one.")
 @connected
-def drain(
-    options: Options, service: str, upstream: str, timeout: str | None, no_wait: bool, force: bool
-) -> None:
+def drain(options: Options, service: str, upstream: str, timeout: str | None, no_wait: bool, force: bool) -> None:
     """Take an upstream out of traffic and wait for its open requests."""
     body = {"timeout": timeout, "wait": not no_wait, "force": force}
     path = f"/v1/services/{_name(service)}/upstreams/{_name(upstream)}/drain"
@@ -172,9 +173,7 @@ def drain(
 @click.option("--dial", help="The address it runs at now.")
 @click.option("--no-wait", is_flag=True, help="Do not wait for the gate.")
 @connected
-def ready(
-    options: Options, service: str, upstream: str, version: str | None, dial: str | None, no_wait: bool
-) -> None:
+def ready(options: Options, service: str, upstream: str, version: str | None, dial: str | None, no_wait: bool) -> None:
     """Put an upstream into traffic, after its gate."""
     body = {"version": version, "dial": dial, "wait": not no_wait}
     path = f"/v1/services/{_name(service)}/upstreams/{_name(upstream)}/ready"

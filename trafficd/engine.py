@@ -23,7 +23,7 @@ from trafficd.core.health import Pulse
 from trafficd.core.machine import advance, fold
 from trafficd.core.model import Gating, Health, Rollout, Service, StepKey, StepRecord, Upstream, Wait, World
 from trafficd.core.plan import Decision, decide
-from trafficd.errors import JournalError, ProxyUnavailableError, TrafficdError
+from trafficd.errors import ProxyUnavailableError, TrafficdError
 from trafficd.observe import HealthMonitor, gate
 from trafficd.perform import Done, Hands, RunHook, describe, perform
 from trafficd.ports import Driver, Entry, Journal, Outcome, Pool, Probe
@@ -32,6 +32,8 @@ log = logging.getLogger("trafficd.engine")
 
 _TICK = 1.0  # s between decisions while a rollout is live, for the waits that only time can end
 _RETRY = 0.5  # s before a failed write (slots, journal) is tried again
+_AFTER_BUG = 60.0  # s before a decision is tried again that would have broken an invariant
+_PATIENCE = 2.0  # s that whoever aborts is kept waiting for the journal
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Trouble:
 class _Work:
     task: asyncio.Task[None]
     cancelled: bool = False
+    ending: bool = False  # its outcome is known and on its way into the journal
 
 
 @dataclass
@@ -80,6 +83,8 @@ class Engine:
     trouble: Trouble = field(default_factory=Trouble)
     waits: tuple[Wait, ...] = ()
     panic: str | None = None
+    revision: int = 0  # counts what `changed` tells of, so that nobody sleeps through a change
+    gate_failures: dict[str, str] = field(default_factory=dict)  # why the last `ready` by hand failed, by upstream
 
     def __post_init__(self) -> None:
         self.state = Service(self.name)
@@ -95,6 +100,7 @@ class Engine:
         self._recording = asyncio.Lock()
         self._routing = asyncio.Lock()
         self._unwritten: list[ev.Event] = []
+        self._late: asyncio.Task[None] | None = None
         self._steps: dict[StepKey, _Work] = {}
         self._gates: dict[str, tuple[Gating, asyncio.Task[None]]] = {}
         self._resumed: frozenset[StepKey] = frozenset()
@@ -130,8 +136,7 @@ class Engine:
     async def stop(self) -> None:
         """Stop acting. Commands that run go on by themselves; the next daemon finds them."""
         tasks = [work.task for work in self._steps.values()] + [task for _, task in self._gates.values()]
-        if self._loop is not None:
-            tasks.append(self._loop)
+        tasks += [task for task in (self._loop, self._late) if task is not None]
         for task in tasks:
             task.cancel("daemon stops")
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -142,20 +147,25 @@ class Engine:
             self._wake.clear()
             try:
                 busy = await self.step()
-            except JournalError as error:
+            except TrafficdError as error:  # the journal: full, not writable, damaged
                 self.troubled("journal", str(error))
                 await asyncio.sleep(_RETRY)
                 continue
             except invariants.InvariantError as error:
-                # A bug of ours: touch nothing more, keep the routing, and say so.
+                # A bug of ours: begin nothing more, keep the routing, and say so. An abort still gets through.
                 self.troubled("bug", f"stopped before breaking an invariant (please report): {error}")
-                await asyncio.sleep(60.0)
+                await self._sleep(_AFTER_BUG)
+                continue
+            except Exception as error:  # or the service would be left alone, with nobody told
+                log.exception("%s: unexpected", self.name)
+                self.troubled("bug", f"unexpected {type(error).__name__} (please report; the log has it): {error}")
+                await asyncio.sleep(_RETRY)
                 continue
             if not busy:
-                await self._sleep()
+                await self._sleep(_TICK if self.state.live is not None or self.trouble.lines() else None)
 
-    async def _sleep(self) -> None:
-        timeout = _TICK if self.state.live is not None or self.trouble.lines() else None
+    async def _sleep(self, timeout: float | None) -> None:
+        """Sleep until something changes, at most `timeout` seconds."""
         try:
             await asyncio.wait_for(self._wake.wait(), timeout)
         except TimeoutError:
@@ -172,12 +182,13 @@ class Engine:
 
     async def step(self) -> bool:
         """One turn of the loop; whether there is more to decide at once."""
-        await self._write_late()
         self._watch()
         decision = self.decide()
         self.waits, self.panic = decision.waits, decision.panic
+        # Before anything that needs the journal: traffic follows the probes, and an abort, without it.
         await self._route()
         self._cancel(decision.cancel)
+        await self._write_late()
         if decision.event is not None:
             invariants.check(self.state, self.world(), decision.event)
             await self._record_if_current(decision.event)
@@ -247,11 +258,12 @@ class Engine:
 
     # -- the journal -----------------------------------------------------------------------------------
 
-    async def record(self, event: ev.Event, check: Callable[[Service], None] | None = None) -> None:
-        """Journal an event and fold it. `check` may refuse it, by raising, given the state of that moment."""
+    async def record(self, event: ev.Event, check: Callable[[Service], bool | None] | None = None) -> None:
+        """Journal an event and fold it. Given the state of that moment, `check` may refuse it, by raising, or
+        return False where there is nothing left to do."""
         async with self._recording:
-            if check is not None:
-                check(self.state)
+            if check is not None and check(self.state) is False:
+                return
             await self._append(event)
         self.wake()
 
@@ -270,12 +282,16 @@ class Engine:
         self.state = advance(self.state, time.time(), event)
         self._unwritten.append(event)
         await self._route()
+        self.wake()
+        # Shielded: a write that is given up half way may be on disk all the same, and would be written again.
+        if self._late is None or self._late.done():
+            self._late = asyncio.create_task(self._write_late(), name=f"late write {self.name}")
+            self._late.add_done_callback(_heard)
         try:
-            await asyncio.wait_for(self._write_late(), 2.0)
-        except (JournalError, TimeoutError) as error:
-            return f"the abort is in force but not in the journal yet: {error or 'the disk does not answer'}"
-        finally:
-            self.wake()
+            await asyncio.wait_for(asyncio.shield(self._late), _PATIENCE)
+        except (TrafficdError, TimeoutError) as error:
+            reason = str(error) or "the disk does not answer"
+            return f"the abort is in force but not in the journal yet: {reason}"
         return None
 
     async def _write_late(self) -> None:
@@ -283,10 +299,12 @@ class Engine:
             while self._unwritten:
                 entry = await self.parts.journal.append(self._unwritten[0])
                 self._unwritten.pop(0)
+                self.troubled("journal", "")
                 self.parts.on_entry(entry)
                 await self._notify()
 
     async def _notify(self) -> None:
+        self.revision += 1
         async with self.changed:
             self.changed.notify_all()
 
@@ -337,13 +355,18 @@ class Engine:
             cut=done.cut,
             output=done.outcome.output,
         )
+        # From here on an abort must not cancel it: the end may be on disk already, and a step whose end was
+        # journalled but never folded would be waited for until the daemon is restarted.
+        work = self._steps.get(key)
+        if work is not None:
+            work.ending = True
         while True:
             try:
                 async with self._recording:
                     await self._append(event)
                     self._steps.pop(key, None)
                 break
-            except JournalError as error:
+            except TrafficdError as error:
                 self.troubled("journal", str(error))
                 await asyncio.sleep(_RETRY)
         self.wake()
@@ -351,7 +374,7 @@ class Engine:
     def _cancel(self, keys: frozenset[StepKey]) -> None:
         for key in keys:
             work = self._steps.get(key)
-            if work is not None and not work.cancelled:
+            if work is not None and not work.cancelled and not work.ending:
                 work.cancelled = True
                 work.task.cancel()
 
@@ -382,20 +405,33 @@ class Engine:
             deadline=self.parts.healthy_deadline,
         )
 
-        def still_wanted(state: Service) -> None:
-            current = state.upstreams.get(upstream.id)
-            if current is None or current.gating != gating:
-                raise TrafficdError("superseded")
+        wanted = True
 
-        try:
-            await self.record(
-                ev.ReadyEnded(self.name, upstream.id, failure is None, failure or ""), still_wanted
-            )
-        except TrafficdError:
-            return
-        if failure is None:
+        def still_wanted(state: Service) -> bool:
+            nonlocal wanted
+            current = state.upstreams.get(upstream.id)
+            wanted = current is not None and current.gating == gating
+            if wanted and failure is not None:
+                self.gate_failures[upstream.id] = failure
+            return wanted
+
+        event = ev.ReadyEnded(self.name, upstream.id, failure is None, failure or "")
+        while True:
+            try:
+                await self.record(event, still_wanted)
+                break
+            except TrafficdError as error:
+                self.troubled("journal", str(error))
+                await asyncio.sleep(_RETRY)
+        if wanted and failure is None:
             self.monitor.assume_up(upstream.id, gating.dial)
         self.wake()
+
+
+def _heard(task: asyncio.Task[None]) -> None:
+    """Take note of how a write ended that nobody may have waited for; the loop tries it again."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _weights(decision: Decision) -> str:

@@ -22,6 +22,9 @@ class ConfigError(TrafficdError):
 class StateError(TrafficdError):
     """The state directory cannot be used: locked by another daemon, of another version, damaged."""
 
+    status = 503
+    title = "State not usable"
+
 
 class JournalError(TrafficdError):
     """The journal cannot be written or read; nothing is done that is not journalled first."""

@@ -98,9 +98,7 @@ class Operator:
         await self.engine.record(ev.UpstreamRemoved(self.state.name, name), check)
         await self.engine.routed_or_raise()
 
-    async def drain(
-        self, name: str, *, timeout: float | None, wait: bool, force: bool, actor: str = ""
-    ) -> DrainReport:
+    async def drain(self, name: str, *, timeout: float | None, wait: bool, force: bool, actor: str = "") -> DrainReport:
         """Take an upstream out of traffic and wait for what is open on it."""
         upstream = self._upstream(name)
         fresh = not upstream.drained
@@ -126,9 +124,7 @@ class Operator:
             await self.engine.record(event)
         return report
 
-    async def ready(
-        self, name: str, *, version: str | None, dial: str | None, wait: bool, actor: str = ""
-    ) -> Upstream:
+    async def ready(self, name: str, *, version: str | None, dial: str | None, wait: bool, actor: str = "") -> Upstream:
         """Put an upstream into traffic after its gate: the whole one when something new runs there."""
         upstream = self._upstream(name)
         if self._waits_for_caller(name):
@@ -186,9 +182,7 @@ class Operator:
         await self.engine.routed_or_raise()
         return self._upstream(upstream.id)
 
-    async def _ready_in_rollout(
-        self, name: str, version: str | None, dial: str | None, *, wait: bool
-    ) -> Upstream:
+    async def _ready_in_rollout(self, name: str, version: str | None, dial: str | None, *, wait: bool) -> Upstream:
         task = self._task(self.state, name)
         assert task is not None
         if version is not None and version != task.new_version:
@@ -206,9 +200,7 @@ class Operator:
             ended = self._task(self.state, name)
             if ended is None or not (ended.admitted and ended.failed is None):
                 rollout = self.state.rollout
-                raise GateError(
-                    f"{name} was not admitted: {rollout.failure if rollout else 'the rollout ended'}"
-                )
+                raise GateError(f"{name} was not admitted: {rollout.failure if rollout else 'the rollout ended'}")
             await self.engine.routed_or_raise()
         return self._upstream(name)
 
@@ -359,9 +351,7 @@ class Operator:
         def check(state: Service) -> None:
             if state.live is not None:
                 raise ConflictError(f"rollout {state.live.id} is live and moves the shares itself")
-            others = [
-                u for u in state.upstreams.values() if not state.regular(u) and u.serving and not u.drained
-            ]
+            others = [u for u in state.upstreams.values() if not state.regular(u) and u.serving and not u.drained]
             if not others:
                 raise ConflictError(
                     f"service {state.name} has no canary: every ready upstream runs {state.stable or 'one version'}"

@@ -125,7 +125,9 @@ def rollout(view: Json) -> str:
 
 def _cut(step: Json) -> str:
     cut = step["cut"]
-    return f"{step['upstream']}: {cut['requests']} requests and {cut['streams']} streams were still open at drain_timeout"
+    return (
+        f"{step['upstream']}: {cut['requests']} requests and {cut['streams']} streams were still open at drain_timeout"
+    )
 
 
 def rollouts(found: Iterable[Json]) -> str:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.model import NOBODY, Table
-from proxy.table import build, shares
+from proxy.table import _pressing, build, shares
 
 NAMES = [f"10.0.0.{number}:80" for number in range(12)]
 FEW = NAMES[:4]
@@ -137,6 +137,7 @@ def test_each_address_has_its_share_after_a_change_too(case: tuple[dict[str, int
 def test_a_huge_weight_is_counted_exactly() -> None:
     huge = 10**30
     assert shares(build({"a:2": huge, "b:2": huge + 1}, 3)) == {"a:2": 1, "b:2": 2}
+    assert shares(build({"a:2": 1, "b:2": 48}, 49)) == {"a:2": 1, "b:2": 48}
 
 
 def test_what_rounding_leaves_goes_to_the_largest_remainders_then_by_address() -> None:
@@ -276,6 +277,23 @@ def test_an_address_with_half_of_the_slots_never_meets_itself(half: int, odd: in
         assert equal_neighbours(build(weights, slots)) == 0
 
 
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=6), st.data())
+def test_any_choice_leads_to_the_end_when_the_pressing_come_first(counts: list[int], data: st.DataObject) -> None:
+    left = sorted(counts, reverse=True)
+    left[0] = min(left[0], sum(left[1:]))
+    left.sort(reverse=True)
+    cycle: list[int] = []
+    while slots := sum(left):
+        index = _pressing(left, slots, cycle[-1] if cycle else -1)
+        if index is None:
+            free = [i for i, turns in enumerate(left) if turns and i != cycle[-1]]
+            index = data.draw(st.sampled_from(free))
+        left[index] -= 1
+        cycle.append(index)
+    assert min(left) == 0
+    assert all(cycle[slot] != cycle[slot - 1] for slot in range(len(cycle)))
+
+
 @pytest.mark.parametrize("weights", [dict.fromkeys(NAMES, 1), {"a:2": 5, "b:2": 5}, {"a:2": 6, "b:2": 3, "c:2": 3}])
 def test_everything_from_nobody_is_as_good_as_new(weights: dict[str, int]) -> None:
     assert build(weights, 120, (NOBODY,) * 120) == build(weights, 120)
@@ -318,10 +336,16 @@ def test_slots_that_part_equal_neighbours_are_given_first() -> None:
 
 
 def test_who_receives_is_swapped_where_it_would_meet_itself() -> None:
-    table = build({"a:2": 3, "b:2": 3}, 6, of("a b x y a b"))
-    assert table == of("a b a b a b")
-    table = build({"a:2": 3, "b:2": 3}, 6, of("x b a x a b"))
-    assert table == of("a b a b a b")
+    assert build({"a:2": 3, "b:2": 4}, 4, of("y a y c")) == of("b a b a")
+    assert build({"a:2": 3, "b:2": 3}, 6, of("x b a x a b")) == of("a b a b a b")
+
+
+def test_those_who_give_slots_take_turns() -> None:
+    stables = {"a:2": 1, "b:2": 1}
+    table = build(canary(stables, 20), 100, build(stables, 100))
+    for address in stables:
+        assert shares(table)[address] == 40
+        assert len([slot for slot in positions(table, address) if slot < 50]) in range(18, 23)
 
 
 @pytest.mark.parametrize("number", range(3, 11))

@@ -167,7 +167,7 @@ def leaked() -> Iterator[None]:
 @pytest.mark.usefixtures("leaked")
 async def test_the_command_finds_nothing_unusual(runner: CommandRunner) -> None:
     """No open descriptor of the daemon, no signal blocked or ignored, an empty standard input."""
-    script = "ls /proc/self/fd | wc -l; grep -E 'Sig(Blk|Ign)' /proc/$$/status; cat | wc -c"
+    script = "ls /proc/self/fd | wc -l; grep -E 'Sig(Blk|Ign)' /proc/self/status; cat | wc -c"
     ended = await runner.run("run", "web:a", sh(script), {}, 10)
     count, blocked, ignored, stdin = ended.output.split("\n")[:4]
     assert count == "4"  # 0, 1, 2 and the one that ls reads with

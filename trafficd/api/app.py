@@ -82,18 +82,14 @@ class Api:
             actor=_actor(request),
         )
         return answer(
-            schema.DrainView(
-                drained=report.drained, in_flight=report.in_flight, cut=views.cut_view(report.cut)
-            )
+            schema.DrainView(drained=report.drained, in_flight=report.in_flight, cut=views.cut_view(report.cut))
         )
 
     async def ready(self, request: web.Request) -> web.StreamResponse:
         operator = self._operator(request)
         wanted = await read(request, schema.Ready)
         name = part(request, "upstream")
-        await operator.ready(
-            name, version=wanted.version, dial=wanted.dial, wait=wanted.wait, actor=_actor(request)
-        )
+        await operator.ready(name, version=wanted.version, dial=wanted.dial, wait=wanted.wait, actor=_actor(request))
         return answer(await self._upstream(operator, name))
 
     async def canary(self, request: web.Request) -> web.StreamResponse:
@@ -144,9 +140,7 @@ class Api:
     async def rollback(self, request: web.Request) -> web.StreamResponse:
         operator = self._operator(request)
         await read(request, schema.Nothing)
-        return self._created(
-            await operator.rollback(actor=_actor(request), key=request.get("idempotency"))
-        )
+        return self._created(await operator.rollback(actor=_actor(request), key=request.get("idempotency")))
 
     def _owner(self, rollout_id: str) -> Operator | None:
         """The operator whose newest rollout this is."""
@@ -287,9 +281,7 @@ def _limit(request: web.Request) -> int:
     return int(text)
 
 
-def build(
-    operators: Mapping[str, Operator], journal: SqliteJournal, guard: guarding.Guard | None
-) -> web.Application:
+def build(operators: Mapping[str, Operator], journal: SqliteJournal, guard: guarding.Guard | None) -> web.Application:
     """The application, ready for a runner."""
     api = Api(operators, journal)
     app = web.Application(

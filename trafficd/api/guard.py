@@ -75,9 +75,7 @@ def middleware(guard: Guard | None) -> Middleware:
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        over_tcp = request.transport is not None and isinstance(
-            request.transport.get_extra_info("sockname"), tuple
-        )
+        over_tcp = request.transport is not None and isinstance(request.transport.get_extra_info("sockname"), tuple)
         if over_tcp and guard is not None:
             refused = guard.refuse(request)
             if refused is not None:

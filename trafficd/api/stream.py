@@ -24,9 +24,7 @@ def last_event_id(request: web.Request) -> int:
     return int(text)
 
 
-async def stream(
-    request: web.Request, engine: Engine, journal: SqliteJournal, rollout_id: str
-) -> web.StreamResponse:
+async def stream(request: web.Request, engine: Engine, journal: SqliteJournal, rollout_id: str) -> web.StreamResponse:
     """Send the rollout's events as they are journalled; ends when the rollout has ended."""
     after = last_event_id(request)
     response = web.StreamResponse(

@@ -59,7 +59,9 @@ def advance(service: Service, at: float, event: ev.Event) -> Service:
             return _rollout_started(service, at, event)
         case _:
             rollout = service.rollout
-            if rollout is None or rollout.id != event.rollout:
+            # An end is an end: an abort that was journalled a moment too late must not bring the rollout back to
+            # life at the next start.
+            if rollout is None or rollout.id != event.rollout or not rollout.live:
                 return service
             return _rollout_event(service, replace(rollout, changed_at=at), at, event)
 
@@ -143,7 +145,7 @@ def _rollout_started(service: Service, at: float, event: ev.RolloutStarted) -> S
 def _rollout_event(service: Service, rollout: Rollout, at: float, event: ev.Event) -> Service:
     match event:
         case ev.TaskStarted():
-            return replace(service, rollout=_task_started(rollout, event))
+            return replace(_ungated(service, event.upstream), rollout=_task_started(rollout, event))
         case ev.StepStarted():
             return _step_started(service, rollout, at, event)
         case ev.StepEnded():
@@ -199,6 +201,14 @@ def _rollout_ended(service: Service, rollout: Rollout, at: float, event: ev.Roll
             return replace(service, rollout=ended, mixing=rollout.version)
         case _:
             return replace(service, rollout=ended, mixing=None)
+
+
+def _ungated(service: Service, name: str) -> Service:
+    """A `ready` by hand ends where a rollout's turn begins: it must not let in what is being replaced."""
+    upstream = service.upstreams.get(name)
+    if upstream is None or upstream.gating is None:
+        return service
+    return _put(service, replace(upstream, gating=None))
 
 
 def _task_started(rollout: Rollout, event: ev.TaskStarted) -> Rollout:

@@ -158,6 +158,14 @@ slots = {self.slots}
             await asyncio.sleep(0.05)
         raise TrafficdError(f"not all instances became ready within {_READY:g} s: {view}\n{self.daemon_log()}")
 
+    async def wait_socket(self) -> None:
+        """Wait until the daemon answers."""
+        deadline = time.monotonic() + _READY
+        while await asyncio.to_thread(self._look) is None:
+            if time.monotonic() > deadline or (self.daemon is not None and self.daemon.poll() is not None):
+                raise TrafficdError(f"the daemon does not answer:\n{self.daemon_log()}")
+            await asyncio.sleep(0.02)
+
     def _look(self) -> Json | None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
             if knock.connect_ex(str(self.socket)):

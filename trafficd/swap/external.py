@@ -31,7 +31,8 @@ class ExternalDriver:
                 f"nobody said that {swap.upstream} was replaced within {swap.timeout:g} s (swap.timeout)",
             )
         finally:
-            self._waiting.pop(key, None)
+            if self._waiting.get(key) is future:
+                del self._waiting[key]
         return Outcome(ok=True, dial=dial)
 
     def replaced(self, service: str, upstream: str, dial: str | None) -> bool:

@@ -1,0 +1,229 @@
+"""The sections of the file, each key with its default, and the policy that a rollout gets from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from trafficd.config import values
+from trafficd.config.faults import Clash, Section, doubles, get, items
+from trafficd.config.values import (
+    Amount,
+    Argv,
+    Count,
+    Dial,
+    File,
+    Headers,
+    Name,
+    Parallel,
+    Positive,
+    Seconds,
+    Version,
+)
+from trafficd.core.model import Order, Policy, StepKind
+
+DEFAULT_SOCKET = "/run/trafficd/trafficd.sock"
+_LATER = ("adopt", "import", "admin")
+
+
+class DaemonSection(Section):
+    state_dir: File = Path("/var/lib/trafficd")
+    socket: Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)] = Path(DEFAULT_SOCKET)
+    listen: Annotated[str, AfterValidator(values.listen)] | None = None
+    token_file: File | None = None
+    allowed_hosts: list[str] = Field(default_factory=list)
+    allowed_origins: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
+        if given.get("listen") is not None and given.get("token_file") is None:
+            yield ("listen",), "listening over TCP needs a token: set token_file to a file that holds one"
+        if given.get("socket", DEFAULT_SOCKET) in ("", None) and given.get("listen") is None:
+            yield ("socket",), "set socket or listen: without either nobody can reach the daemon"
+
+
+class CaddySection(Section):
+    admin: Annotated[str, AfterValidator(values.admin)] = "http://127.0.0.1:2019"
+    managed: bool = False
+    timeout: Positive = 5.0
+
+
+class UpstreamSection(Section):
+    id: Name
+    dial: Dial
+    version: Version | None = None
+    spare_dial: Dial | None = None
+
+
+class HealthSection(Section):
+    path: Annotated[str, Field(pattern=r"^/[\x21-\x7e]*$")] = "/healthz"
+    host: Annotated[str, AfterValidator(values.host)] | None = None
+    headers: Headers = Field(default_factory=dict)
+    status: list[Annotated[int, Field(ge=100, le=599)]] = Field(default_factory=lambda: [200], min_length=1)
+    interval: Annotated[Seconds, Field(ge=0.05)] = 2.0
+    timeout: Positive = 2.0
+    rise: Annotated[int, Field(ge=1)] = 2
+    fall: Annotated[int, Field(ge=1)] = 3
+
+
+class RolloutSection(Section):
+    max_parallel: Parallel = Amount(number=1)
+    min_ready: Count | None = None
+    order: Order = Order.STOP_FIRST
+    min_healthy_time: Seconds = 10.0
+    healthy_deadline: Positive = 300.0
+    drain_timeout: Seconds = 30.0
+    drain_quiet: Seconds = 0.25
+    auto_revert: bool = True
+
+
+class SwapSection(Section):
+    driver: Literal["command", "external"] = "external"
+    command: Argv | None = None
+    prepare: Argv | None = None
+    retire: Argv | None = None
+    timeout: Positive = 600.0
+    prepare_timeout: Positive = 600.0
+
+    @classmethod
+    def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
+        driver = given.get("driver", "external")
+        if driver == "command" and given.get("command") is None:
+            yield ("command",), 'driver = "command" needs command = ["program", "argument", ...]'
+        for key in ("command", "prepare", "retire"):
+            if driver == "external" and given.get(key) is not None:
+                yield (key,), 'is run only where driver = "command"'
+
+
+class HooksSection(Section):
+    before_rollout: Argv | None = None
+    before_swap: Argv | None = None
+    after_swap: Argv | None = None
+    after_rollout: Argv | None = None
+    on_failure: Argv | None = None
+    timeout: Positive = 300.0
+
+    def argv(self, kind: StepKind) -> list[str] | None:
+        value: list[str] | None = getattr(self, kind.value, None)
+        return value
+
+    def kinds(self) -> tuple[StepKind, ...]:
+        return tuple(k for k in StepKind if k.value in HooksSection.model_fields and self.argv(k))
+
+
+def _ca(path: Path) -> Path:
+    values.plain_path(str(path))
+    return path
+
+
+class TransportSection(Section):
+    tls: bool = False
+    tls_server_name: Annotated[str, AfterValidator(values.host)] | None = None
+    tls_insecure: bool = False
+    tls_ca: Annotated[Path, BeforeValidator(values.file_path), AfterValidator(_ca)] | None = None
+    h2c: bool = False
+    dial_timeout: Positive = 3.0
+    response_header_timeout: Positive | None = None
+    read_timeout: Positive | None = None
+    write_timeout: Positive | None = None
+    keepalive: Positive = 120.0
+
+    @classmethod
+    def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
+        tls = given.get("tls", False)
+        for key in ("tls_server_name", "tls_insecure", "tls_ca"):
+            if given.get(key) and tls is False:
+                yield (key,), "means nothing without tls = true"
+        if tls is True and given.get("h2c") is True:
+            yield ("h2c",), "h2c is HTTP/2 without TLS; leave it out, or set tls = false"
+
+
+class ServiceSection(Section):
+    hosts: list[Annotated[str, AfterValidator(values.host)]] = Field(default_factory=list)
+    route: Literal["own", "adopt", "import"] = "own"
+    listen: list[Annotated[str, AfterValidator(values.listen), AfterValidator(values.public)]] = Field(
+        default_factory=lambda: [":443"], min_length=1
+    )
+    tls: Literal["auto", "off"] | None = None
+    control: Literal["slots", "admin"] = "slots"
+    slots: Annotated[int, Field(ge=1, le=10_000)] = 100
+    slots_path: Annotated[str, AfterValidator(values.plain_path)] | None = None
+    affinity: Literal["none", "cookie", "client_ip"] = "none"
+    try_duration: Positive = 30.0
+    try_interval: Positive = 0.05
+    stream_close_delay: Seconds = 86_400.0
+    upstreams: list[UpstreamSection] = Field(default_factory=list)
+    health: HealthSection = HealthSection()
+    rollout: RolloutSection = RolloutSection()
+    swap: SwapSection = SwapSection()
+    hooks: HooksSection = HooksSection()
+    transport: TransportSection = TransportSection()
+
+    @classmethod
+    def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
+        for key, only in (("route", "own"), ("control", "slots")):
+            if given.get(key, only) in _LATER:
+                yield (key,), f'"{given[key]}" is not supported yet; use "{only}"'
+        for key in ("hosts", "listen"):
+            for twice in doubles(value for _, value in items(given.get(key)) if isinstance(value, str)):
+                yield (key,), f"{twice} stands there twice"
+        upstreams = list(items(given.get("upstreams")))
+        ids = [get(upstream, "id") for _, upstream in upstreams]
+        for twice in doubles(name for name in ids if isinstance(name, str)):
+            yield ("upstreams",), f"two upstreams have the id {twice!r}"
+        slots = given.get("slots", 100)
+        if type(slots) is int and 0 < slots < len(upstreams):
+            yield ("slots",), f"{len(upstreams)} upstreams need at least as many slots"
+
+    @property
+    def tls_mode(self) -> Literal["auto", "off"]:
+        """`tls`, or its default: "off" where there is no host name or the port is not 443."""
+        if self.tls is not None:
+            return self.tls
+        on_443 = all(address.rpartition(":")[2] == "443" for address in self.listen)
+        return "auto" if self.hosts and on_443 else "off"
+
+    def policy(self, upstreams: int, overrides: RolloutOverrides | None = None) -> Policy:
+        """The policy of a rollout over this many upstreams.
+
+        Percentages are rounded to the careful side: fewer in parallel, more that stay ready.
+        """
+        changes = overrides.model_dump(exclude_none=True) if overrides else {}
+        base = {name: getattr(self.rollout, name) for name in RolloutSection.model_fields}
+        wanted = RolloutSection.model_construct(**{**base, **{k: getattr(overrides, k) for k in changes}})
+        parallel = max(1, wanted.max_parallel.of(upstreams, up=False))
+        least = max(1, upstreams - parallel) if wanted.min_ready is None else wanted.min_ready.of(upstreams, up=True)
+        return Policy(
+            max_parallel=parallel,
+            min_ready=least,
+            order=wanted.order,
+            min_healthy_time=wanted.min_healthy_time,
+            healthy_deadline=wanted.healthy_deadline,
+            drain_timeout=wanted.drain_timeout,
+            drain_quiet=wanted.drain_quiet,
+            auto_revert=wanted.auto_revert,
+            swap_timeout=self.swap.timeout,
+            prepare_timeout=self.swap.prepare_timeout,
+            hook_timeout=self.hooks.timeout,
+            prepares=self.swap.prepare is not None,
+            retires=self.swap.retire is not None,
+            external=self.swap.driver == "external",
+            hooks=self.hooks.kinds(),
+        )
+
+
+class RolloutOverrides(BaseModel):
+    """What a request may change of `[services.NAME.rollout]` for one rollout."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    max_parallel: Parallel | None = None
+    min_ready: Count | None = None
+    order: Order | None = None
+    min_healthy_time: Seconds | None = None
+    healthy_deadline: Positive | None = None
+    drain_timeout: Seconds | None = None
+    drain_quiet: Seconds | None = None
+    auto_revert: bool | None = None
