@@ -4,7 +4,8 @@ What holds of every table, the first first:
 1. An address has its exact share of the slots, rounded down or up. Nobody has a weight: `NOBODY` everywhere.
 2. Against a previous table of the same length as few slots change as rule 1 allows: only slots of addresses
    that have too many change, and exactly so many of them. So when one weight rises and the others keep
-   their proportions, that address keeps every slot it had; a drained address leaves only its own slots.
+   their proportions, that address keeps every slot it had. When one of equals is drained, or comes back,
+   only its own slots move; among unequal ones rule 1 may ask, rarely, for another move.
 3. Equal neighbours (the last slot and the first are neighbours) are as few as possible, and every address
    is spread evenly. Without a previous table the first is exact; with one both are best effort, because
    rule 2 leaves few slots to choose from.

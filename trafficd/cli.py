@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,35 +18,44 @@ from typing import Any
 import click
 import orjson
 import uvloop
+from click.core import ParameterSource
 
 import trafficd
 from proxy.errors import ProxyError
 from trafficd import config as configuration
 from trafficd import daemon, show
 from trafficd.client import Client, Json, RefusedError, read_token
-from trafficd.errors import ConfigError, DaemonUnreachableError, TrafficdError
+from trafficd.errors import ConfigError, ConflictError, DaemonUnreachableError, TrafficdError
 
 NOT_ACHIEVED, USAGE, UNREACHABLE = 1, 2, 3
 
+_ROLLOUT_ID = re.compile(r"r-\d{8}-\d{6}-[0-9a-f]{6}", re.ASCII)
+
 
 @contextmanager
-def exit_status() -> Iterator[None]:
-    """Turn errors into a message on stderr and an exit status."""
+def exit_status(*, as_json: bool = False) -> Iterator[None]:
+    """Turn errors into a message on stderr and an exit status; with `as_json` also into an object on stdout."""
     try:
         yield
-    except DaemonUnreachableError as error:
-        _fail(error, UNREACHABLE)
-    except ConfigError as error:
-        _fail(error, USAGE)
-    except RefusedError as error:
-        _fail(error, USAGE if error.status in (400, 404, 422) else NOT_ACHIEVED)
     except (TrafficdError, ProxyError) as error:
-        _fail(error, NOT_ACHIEVED)
+        if as_json:
+            title, status = getattr(error, "title", "Not achieved"), getattr(error, "status", 500)
+            click.echo(to_json({"title": title, "status": status, "detail": str(error)}))
+        click.echo(f"trafficd: {error}", err=True)
+        sys.exit(_exit_status(error))
 
 
-def _fail(error: Exception, status: int) -> None:
-    click.echo(f"trafficd: {error}", err=True)
-    sys.exit(status)
+def _exit_status(error: Exception) -> int:
+    match error:
+        case DaemonUnreachableError():
+            return UNREACHABLE
+        case ConfigError():
+            return USAGE
+        # The daemon is well and the request is not: another name, another value, another token.
+        case RefusedError() if error.status < 500 and error.status != 409:
+            return USAGE
+        case _:
+            return NOT_ACHIEVED
 
 
 class Options:
@@ -83,12 +93,17 @@ def connected(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(
         context: click.Context, /, socket: str, url: str | None, token_file: str | None, as_json: bool, **rest: Any
     ) -> None:
-        with exit_status():
+        if context.get_parameter_source("socket") is ParameterSource.COMMANDLINE:
+            # Said now, so it goes before what the environment says: not another daemon than the one meant.
+            if context.get_parameter_source("url") is ParameterSource.COMMANDLINE:
+                raise click.UsageError("--socket and --url name two daemons; give one of them")
+            url = None
+        with exit_status(as_json=as_json):
             context.invoke(command, Options(socket, url, token_file, as_json), **rest)
 
     wrapped.__doc__ = command.__doc__
     wrapped.__name__ = command.__name__
-    return wrapped  # type: ignore[no-any-return]
+    return wrapped
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -105,6 +120,8 @@ def run(path: str | None, log_level: str) -> None:
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpcore", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # It tells of every line that is no HTTP, with a traceback; our own errors are logged by the API.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     with exit_status():
         loaded = configuration.load(path or configuration.default_path())
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
@@ -160,7 +177,7 @@ def drain(options: Options, service: str, upstream: str, timeout: str | None, no
     """Take an upstream out of traffic and wait for its open requests."""
     body = {"timeout": timeout, "wait": not no_wait, "force": force}
     path = f"/v1/services/{_name(service)}/upstreams/{_name(upstream)}/drain"
-    answer = options.client().call("POST", path, body)
+    answer = options.client().call("POST", path, body, _actor())
     options.say(answer, lambda report: show.drained(upstream, report))
     if not no_wait and not answer["drained"]:
         sys.exit(NOT_ACHIEVED)
@@ -177,7 +194,7 @@ def ready(options: Options, service: str, upstream: str, version: str | None, di
     """Put an upstream into traffic, after its gate."""
     body = {"version": version, "dial": dial, "wait": not no_wait}
     path = f"/v1/services/{_name(service)}/upstreams/{_name(upstream)}/ready"
-    options.say(options.client().call("POST", path, body), show.upstream)
+    options.say(options.client().call("POST", path, body, _actor()), show.upstream)
 
 
 # -- rollouts ----------------------------------------------------------------------------------------------
@@ -225,28 +242,40 @@ def rollback(options: Options, service: str, no_wait: bool) -> None:
 
 def _follow(options: Options, client: Client, rollout: Json, *, wait: bool) -> None:
     if wait:
-        rollout = show.follow(client, rollout, live=not options.as_json)
+        try:
+            rollout = show.follow(client, rollout, live=not options.as_json)
+        except KeyboardInterrupt:
+            raise TrafficdError(
+                f"no longer watching; the rollout goes on. To give it up: trafficd abort {rollout['id']}"
+            ) from None
     options.say(rollout, show.rollout)
     if wait and rollout["state"] != "succeeded":
         sys.exit(NOT_ACHIEVED)
 
 
-def _rollout_of(client: Client, name: str) -> str:
-    """The id of a rollout named by itself or by its service."""
-    if name.startswith("r-"):
+def _rollout_of(client: Client, name: str | None) -> str:
+    """The id of a rollout named by itself or by its service; of the one live rollout where none is named."""
+    if name is not None and _ROLLOUT_ID.fullmatch(name):
         return name
-    rollout = client.call("GET", f"/v1/services/{_name(name)}")["rollout"]
-    if rollout is None or rollout["ended_at"] is not None:
-        raise TrafficdError(f"service {name} has no live rollout")
-    return str(rollout["id"])
+    if name is not None:
+        found = [client.call("GET", f"/v1/services/{_name(name)}")]
+    else:
+        found = client.call("GET", "/v1/services")["services"]
+    live = [one["rollout"] for one in found if one["rollout"] is not None and one["rollout"]["ended_at"] is None]
+    if not live:
+        raise ConflictError(f"service {name} has no live rollout" if name else "there is no live rollout")
+    if len(live) > 1:
+        which = ", ".join(f"{one['id']} ({one['service']})" for one in live)
+        raise ConfigError(f"{len(live)} rollouts are live, so say which, or its service: {which}")
+    return str(live[0]["id"])
 
 
 @main.command()
-@click.argument("rollout")
+@click.argument("rollout", required=False)
 @click.option("--no-revert", is_flag=True, help="Leave replaced instances as they are, out of traffic.")
 @connected
-def abort(options: Options, rollout: str, no_revert: bool) -> None:
-    """All traffic to the old version, at once. ROLLOUT is an id or a service."""
+def abort(options: Options, rollout: str | None, no_revert: bool) -> None:
+    """All traffic to the old version, at once. ROLLOUT is an id or a service; without it, the live one."""
     client = options.client()
     path = f"/v1/rollouts/{_rollout_of(client, rollout)}/abort"
     options.say(client.call("POST", path, {"revert": not no_revert}, _actor()), show.rollout)
@@ -254,17 +283,18 @@ def abort(options: Options, rollout: str, no_revert: bool) -> None:
 
 def _action(name: str, text: str) -> None:
     @main.command(name=name, help=text)
-    @click.argument("rollout")
+    @click.argument("rollout", required=False)
     @connected
-    def command(options: Options, rollout: str) -> None:
+    def command(options: Options, rollout: str | None) -> None:
         client = options.client()
         path = f"/v1/rollouts/{_rollout_of(client, rollout)}/{name}"
         options.say(client.call("POST", path, {}, _actor()), show.rollout)
 
 
-_action("pause", "Begin no further upstream. ROLLOUT is an id or a service.")
-_action("resume", "Go on with a paused rollout. ROLLOUT is an id or a service.")
-_action("promote", "Give the new version all traffic. ROLLOUT is an id or a service.")
+_WHICH = "ROLLOUT is an id or a service; without it, the live one."
+_action("pause", f"Begin no further upstream. {_WHICH}")
+_action("resume", f"Go on with a paused rollout. {_WHICH}")
+_action("promote", f"Give the new version all traffic. {_WHICH}")
 
 
 # -- shares ------------------------------------------------------------------------------------------------
@@ -301,7 +331,7 @@ def release(options: Options, service: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def demo(fast: bool, as_json: bool) -> None:
     """A real Caddy, three instances, load, and a deploy: nothing is lost."""
-    from trafficd import demo as demonstration  # the one command that also needs the load generator
+    from trafficd.demo import run as demonstration  # the one command that also needs the load generator
 
     with exit_status():
         sys.exit(demonstration.main(fast=fast, as_json=as_json))

@@ -297,6 +297,7 @@ def _check(section: ServiceSection) -> Check:
         status=frozenset(health.status),
         timeout=health.timeout,
         tls=section.transport.tls,
+        server_name=section.transport.tls_server_name,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,9 +18,14 @@ _REFRESH = 0.25  # s between looks at the service while a rollout is shown live
 _COLORS = {"succeeded": "green", "reverted": "yellow", "failed": "red", "stuck": "red"}
 
 
+def _console(**options: Any) -> Console:
+    """Texts are shown as they are: "[fd00::1]" is an address, and no markup."""
+    return Console(markup=False, emoji=False, highlight=False, **options)
+
+
 def _render(*parts: RenderableType) -> str:
     """What a terminal of any width, or a file, would show; colours only on a terminal."""
-    console = Console(width=None if sys.stdout.isatty() else 160, force_terminal=sys.stdout.isatty())
+    console = _console(width=None if sys.stdout.isatty() else 160, force_terminal=sys.stdout.isatty())
     with console.capture() as capture:
         console.print(*parts, sep="\n")
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
@@ -96,15 +102,18 @@ def _wait(wait: Json) -> str:
         times.append(f"about {wait['expected']:g} s")
     if wait["at_most"] is not None:
         times.append(f"at most {wait['at_most']:g} s")
-    return wait["what"] + (f" ({', '.join(times)})" if times else "")
+    return str(wait["what"]) + (f" ({', '.join(times)})" if times else "")
 
 
 # -- rollouts ----------------------------------------------------------------------------------------------
 
 
 def _headline(view: Json) -> str:
+    what = f"{view['id']}: {view['service']} to {view['version']}"
+    if view["ended_at"] is not None:
+        return f"{what} {view['state']} after {view['seconds']:.1f} s"
     paused = ", paused" if view["paused"] else ""
-    return f"{view['id']}: {view['service']} to {view['version']} is {view['state']}{paused}, {view['seconds']:.1f} s"
+    return f"{what} is {view['state']}{paused}, for {view['seconds']:.1f} s now"
 
 
 def rollout(view: Json) -> str:
@@ -195,7 +204,7 @@ def follow(client: Client, begun: Json, *, live: bool) -> Json:
 
 
 def _follow_live(client: Client, begun: Json) -> None:
-    console = Console()
+    console = _console()
     with Live(console=console, refresh_per_second=8, transient=True) as display:
         while True:
             view = client.call("GET", f"/v1/services/{begun['service']}")

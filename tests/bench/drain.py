@@ -40,14 +40,14 @@ async def _once(stage: Stage) -> float:
         httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as api,
         httpx.AsyncClient(timeout=30, trust_env=False) as client,
     ):
-        # Three requests at once, round robin: one of them is on a.
+        # Nine requests at once, round robin: some of them are on a.
         ends: dict[str, float] = {}
 
         async def ask() -> None:
             answer = await client.get(f"{stage.url}/slow?seconds=0.6")
-            ends[answer.headers["X-App-Instance"]] = time.monotonic()
+            ends[answer.headers["X-App-Instance"]] = time.monotonic()  # the last one counts
 
-        asking = [asyncio.create_task(ask()) for _ in range(3)]
+        asking = [asyncio.create_task(ask()) for _ in range(9)]
         await asyncio.sleep(0.2)
         answer = await api.post("/v1/services/web/upstreams/a/drain")
         answered = time.monotonic()

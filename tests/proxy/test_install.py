@@ -17,7 +17,7 @@ from proxy.errors import (
     ConfigConflictError,
     SlotsNotResolvedError,
 )
-from proxy.handler import PROBE_ID, Transport, route_ids
+from proxy.handler import PROBE_ID, route_ids
 from proxy.install import install, prepare_root
 from proxy.server import CaddyServer
 from proxy.slots import SlotDirectory
@@ -167,12 +167,3 @@ async def test_a_caddy_over_a_unix_socket(tmp_path: Path) -> None:
     await admin.write({**config, "apps": {}}, etag)
     await admin.aclose()
     await server.stop()
-
-
-async def test_upstreams_over_tls_get_the_clients_host(caddy: RealCaddy) -> None:
-    """Caddy names the upstream's address as Host over TLS unless told otherwise; plain HTTP is tried here with
-    the same header operation."""
-    await caddy.serve({"a": 1}, transport=Transport(h2c=False))
-    async with httpx.AsyncClient(trust_env=False) as client:
-        await client.get(f"http://127.0.0.1:{caddy.port}/", headers={"Host": "shop.example"})
-    assert caddy.upstreams["a"].hosts == {"shop.example": 1}

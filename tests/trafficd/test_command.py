@@ -295,8 +295,10 @@ async def test_cancelling_a_joined_run_ends_it(runner: CommandRunner, directory:
     await asyncio.sleep(0.2)
     assert not joined.done()
     joined.cancel()
+    begun = time.monotonic()
     with pytest.raises(asyncio.CancelledError):
         await joined
+    assert time.monotonic() - begun < supervise.KILLED_BY  # its own supervisor did it, when told
     assert not alive(number_in(pid))
 
 

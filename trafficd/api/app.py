@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from aiohttp import web
@@ -15,10 +17,15 @@ from trafficd.api.endpoints import BODY_LIMIT, Endpoint, answer, openapi, part, 
 from trafficd.api.problems import problems
 from trafficd.api.stream import stream
 from trafficd.config import RolloutOverrides
-from trafficd.core.model import Rollout
-from trafficd.errors import InvalidError, NotFoundError
+from trafficd.core.events import RolloutStarted
+from trafficd.errors import ConflictError, InvalidError, NotFoundError
 from trafficd.operate import Operator
 from trafficd.store.sqlite import SqliteJournal
+
+_NEWEST: dict[str, dict[str, Any]] = {
+    "service": {"type": "string"},
+    "limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 50},
+}
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,8 @@ class Api:
         return views.service_view(operator.engine, await operator.in_flight())
 
     async def services(self, request: web.Request) -> web.StreamResponse:
-        listed = [await self._view(operator) for operator in self.operators.values()]
-        return answer(schema.ServiceList(services=listed))
+        listed = await asyncio.gather(*(self._view(operator) for operator in self.operators.values()))
+        return answer(schema.ServiceList(services=list(listed)))
 
     async def service(self, request: web.Request) -> web.StreamResponse:
         return answer(await self._view(self._operator(request)))
@@ -53,16 +60,26 @@ class Api:
     async def add_upstream(self, request: web.Request) -> web.StreamResponse:
         operator = self._operator(request)
         wanted = await read(request, schema.AddUpstream)
-        for name, other in self.operators.items():
-            taken = {a for u in other.state.upstreams.values() for a in (u.dial, u.spare_dial) if a}
-            if other is not operator and taken & {wanted.dial, wanted.spare_dial}:
-                raise InvalidError(f"service {name} has an upstream at that address already")
+        self._refuse_foreign(operator, wanted.dial, wanted.spare_dial)
         await operator.add_upstream(wanted.id, wanted.dial, wanted.version, wanted.spare_dial)
         return answer(await self._upstream(operator, wanted.id), 201)
 
+    def _refuse_foreign(self, operator: Operator, *dials: str | None) -> None:
+        """Two services must not share an address: what is open there would be nobody's."""
+        for other in self.operators.values():
+            for upstream in other.state.upstreams if other is not operator else ():
+                shared = other.taken(other.state, upstream) & {*dials}
+                if shared:
+                    raise ConflictError(
+                        f"{shared.pop()} is already an address of upstream {upstream} of service {other.state.name}"
+                    )
+
     async def _upstream(self, operator: Operator, name: str) -> schema.UpstreamView:
         view = await self._view(operator)
-        return next(upstream for upstream in view.upstreams if upstream.id == name)
+        for upstream in view.upstreams:
+            if upstream.id == name:
+                return upstream
+        raise NotFoundError(f"upstream {name!r} was removed at the same moment")
 
     async def remove_upstream(self, request: web.Request) -> web.StreamResponse:
         operator = self._operator(request)
@@ -89,6 +106,7 @@ class Api:
         operator = self._operator(request)
         wanted = await read(request, schema.Ready)
         name = part(request, "upstream")
+        self._refuse_foreign(operator, wanted.dial)
         await operator.ready(name, version=wanted.version, dial=wanted.dial, wait=wanted.wait, actor=_actor(request))
         return answer(await self._upstream(operator, name))
 
@@ -120,27 +138,42 @@ class Api:
         overrides = RolloutOverrides.model_construct(
             **{name: getattr(wanted, name) for name in RolloutOverrides.model_fields}
         )
-        key = request.get("idempotency")
-        rollout = operator.state.rollout
-        if key is None or rollout is None or rollout.key != key:
-            rollout = await operator.start(
-                wanted.version,
-                wanted.strategy,
-                overrides,
-                actor=_actor(request),
-                message=wanted.message,
-                key=key,
-            )
-        return self._created(rollout)
+        begun = await self._begun(operator, request)
+        if begun is not None:
+            return begun
+        rollout = await operator.start(
+            wanted.version,
+            wanted.strategy,
+            overrides,
+            actor=_actor(request),
+            message=wanted.message,
+            key=request.get("idempotency"),
+        )
+        return _created(views.rollout_view(rollout))
 
-    def _created(self, rollout: Rollout) -> web.Response:
-        location = f"/v1/rollouts/{rollout.id}"
-        return answer(views.rollout_view(rollout), 201, {"Location": location})
+    async def _begun(self, operator: Operator, request: web.Request) -> web.Response | None:
+        """The answer about the rollout that this very request began, where the daemon ended before it answered."""
+        key: str | None = request.get("idempotency")
+        if key is None:
+            return None
+        for entry in await self.journal.load(operator.state.name):
+            event = entry.event
+            if not isinstance(event, RolloutStarted) or event.key is None:
+                continue
+            if event.key == key:
+                return _created(await self._rollout(event.rollout))
+            if event.key.rpartition(":")[0] == key.rpartition(":")[0]:
+                raise InvalidError(idempotency.USED)
+        return None
 
     async def rollback(self, request: web.Request) -> web.StreamResponse:
         operator = self._operator(request)
         await read(request, schema.Nothing)
-        return self._created(await operator.rollback(actor=_actor(request), key=request.get("idempotency")))
+        begun = await self._begun(operator, request)
+        if begun is not None:
+            return begun
+        rollout = await operator.rollback(actor=_actor(request), key=request.get("idempotency"))
+        return _created(views.rollout_view(rollout))
 
     def _owner(self, rollout_id: str) -> Operator | None:
         """The operator whose newest rollout this is."""
@@ -154,7 +187,7 @@ class Api:
         operator = self._owner(rollout_id)
         if operator is None:
             past = views.past_rollout(await self.journal.rollout(rollout_id), rollout_id)
-            operator = self._named(past.service)
+            raise ConflictError(f"rollout {rollout_id} has ended: {past.phase}")
         return operator, rollout_id
 
     async def _rollout(self, rollout_id: str) -> schema.RolloutView:
@@ -176,7 +209,11 @@ class Api:
         return answer(schema.RolloutList(rollouts=[await self._rollout(name) for name in ids]))
 
     async def rollout_events(self, request: web.Request) -> web.StreamResponse:
-        operator, rollout_id = await self._live(request)
+        rollout_id = part(request, "rollout")
+        operator = self._owner(rollout_id)
+        if operator is None:
+            past = views.past_rollout(await self.journal.rollout(rollout_id), rollout_id)
+            operator = self._named(past.service)
         return await stream(request, operator.engine, self.journal, rollout_id)
 
     async def pause(self, request: web.Request) -> web.StreamResponse:
@@ -236,7 +273,7 @@ class Api:
             Endpoint("POST", service + "/upstreams", "Add an upstream", self.add_upstream, schema.UpstreamView,
                      schema.AddUpstream, 201, changed),
             Endpoint("DELETE", upstream, "Remove an upstream", self.remove_upstream, schema.ServiceView,
-                     schema.RemoveUpstream, problems=changed),
+                     schema.RemoveUpstream, problems=changed, query={"force": {"enum": ["1", "true"]}}),
             Endpoint("POST", upstream + "/drain", "Take an upstream out of traffic", self.drain, schema.DrainView,
                      schema.Drain, problems=changed),
             Endpoint("POST", upstream + "/ready", "Put an upstream into traffic, after its gate", self.ready,
@@ -251,7 +288,8 @@ class Api:
                      problems=changed),
             Endpoint("POST", service + "/release", "Let waiting requests go", self.release, schema.ServiceView,
                      schema.Nothing, problems=changed),
-            Endpoint("GET", "/v1/rollouts", "The newest rollouts", self.rollouts, schema.RolloutList),
+            Endpoint("GET", "/v1/rollouts", "The newest rollouts", self.rollouts, schema.RolloutList,
+                     problems=(404, 422), query=_NEWEST),
             Endpoint("GET", rollout, "One rollout", self.rollout, view, problems=asked),
             Endpoint("GET", rollout + "/events", "A rollout's events as they happen", self.rollout_events,
                      problems=(400, 404), media="text/event-stream"),
@@ -262,10 +300,15 @@ class Api:
                      schema.Nothing, problems=changed),
             Endpoint("POST", rollout + "/abort", "All traffic to the old version, at once", self.abort,
                      schema.AbortView, schema.AbortRollout, problems=changed),
-            Endpoint("GET", "/v1/events", "The newest events of the journal", self.events, schema.EventList),
-            Endpoint("GET", "/healthz", "Is the daemon well?", self.healthz, schema.HealthView, problems=(503,)),
+            Endpoint("GET", "/v1/events", "The newest events of the journal", self.events, schema.EventList,
+                     problems=(404, 422), query=_NEWEST),
+            Endpoint("GET", "/healthz", "Is the daemon well?", self.healthz, schema.HealthView, ill=503),
             Endpoint("GET", "/openapi.json", "This document", self.openapi),
         ]  # fmt: skip
+
+
+def _created(view: schema.RolloutView) -> web.Response:
+    return answer(view, 201, {"Location": f"/v1/rollouts/{view.id}"})
 
 
 def _actor(request: web.Request) -> str:
@@ -276,7 +319,7 @@ def _actor(request: web.Request) -> str:
 
 def _limit(request: web.Request) -> int:
     text = request.query.get("limit", "50")
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 1000):
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= 1000):
         raise InvalidError(f"limit {text[:20]!r} is not a number from 1 to 1000")
     return int(text)
 

@@ -6,8 +6,8 @@ drift apart.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import orjson
@@ -17,9 +17,10 @@ from pydantic import BaseModel
 from proxy.model import parse_name
 from trafficd.api import schema
 from trafficd.api.problems import BadRequestError
-from trafficd.errors import NotFoundError
+from trafficd.errors import InvalidError, NotFoundError
 
 BODY_LIMIT = 65_536
+TEXT_LIMIT = 1000  # of any text in a request: some are parsed by patterns, which long texts would keep busy
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -37,6 +38,8 @@ class Endpoint:
     status: int = 200
     problems: tuple[int, ...] = ()
     media: str = "application/json"
+    query: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # name -> JSON schema
+    ill: int | None = None  # another status that has the same answer
 
 
 async def read(request: web.Request, model: type[M]) -> M:
@@ -47,13 +50,25 @@ async def read(request: web.Request, model: type[M]) -> M:
     body = await request.read()
     if not body.strip():
         return model.model_validate({})
+    if not _says_json(request):
+        raise web.HTTPUnsupportedMediaType(text=f"{request.content_type} is not JSON; send application/json")
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise BadRequestError(f"the body is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise BadRequestError("the body must be a JSON object")
+    for key, part in value.items():
+        if isinstance(part, dict | list) or (isinstance(part, str) and len(part) > TEXT_LIMIT):
+            raise InvalidError(f"{key[:80]}: must be a number, true, false, or text of up to {TEXT_LIMIT} characters")
     return model.model_validate(value)
+
+
+def _says_json(request: web.Request) -> bool:
+    """Whether the label fits. None at all does, and so does what curl writes when it is not told."""
+    kind = request.content_type
+    unlabelled = ("application/octet-stream", "application/x-www-form-urlencoded", "text/plain")
+    return kind == "application/json" or kind.endswith("+json") or kind in unlabelled
 
 
 def answer(model: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -93,8 +108,11 @@ def _operation(endpoint: Endpoint, components: dict[str, Any]) -> dict[str, Any]
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
     ]
+    parameters += [{"name": name, "in": "query", "schema": kind} for name, kind in endpoint.query.items()]
     if endpoint.method == "POST":
         parameters.append({"name": "Idempotency-Key", "in": "header", "schema": {"type": "string"}})
+    if endpoint.media == "text/event-stream":
+        parameters.append({"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}})
     operation: dict[str, Any] = {"summary": endpoint.summary, "operationId": _operation_id(endpoint)}
     if parameters:
         operation["parameters"] = parameters
@@ -108,17 +126,17 @@ def _operation(endpoint: Endpoint, components: dict[str, Any]) -> dict[str, Any]
         else {endpoint.media: {}}
     )
     operation["responses"] = {str(endpoint.status): {"description": endpoint.summary, "content": content}}
-    fault = _reference(schema.Problem, components, mode="serialization")
+    if endpoint.ill is not None:
+        operation["responses"][str(endpoint.ill)] = {"description": "not well: `trouble` says why", "content": content}
+    fault = {"application/problem+json": {"schema": _reference(schema.Problem, components, mode="serialization")}}
     for status in sorted({*endpoint.problems, 401} - {endpoint.status}):
-        operation["responses"][str(status)] = {
-            "description": _FAULTS.get(status, "problem"),
-            "content": {"application/problem+json": {"schema": fault}},
-        }
+        operation["responses"][str(status)] = {"description": _FAULTS.get(status, "problem"), "content": fault}
+    operation["responses"]["default"] = {"description": "any other problem", "content": fault}
     return operation
 
 
 _FAULTS = {
-    400: "the body is not JSON",
+    400: "the body is not JSON, or a header cannot be used",
     401: "over TCP: no token, or a wrong one",
     404: "no such service, upstream or rollout",
     409: "refused, given how things stand",

@@ -32,7 +32,7 @@ class Guard:
     def refuse(self, request: web.Request) -> web.Response | None:
         """A problem document when the request is not to be served."""
         host = _hostname(request.headers.get("Host", ""))
-        if host not in _LOCAL and host not in self.hosts:
+        if host not in _LOCAL and host not in {name.lower() for name in self.hosts}:
             detail = f"Host {host!r} is not allowed; add it to daemon.allowed_hosts"
             return problem(request, 421, "Misdirected request", detail)
         origin = request.headers.get("Origin")
@@ -42,13 +42,18 @@ class Guard:
         if request.path in OPEN:
             return None
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token.encode()):
+        if scheme.lower() == "bearer" and hmac.compare_digest(_bytes(given.strip()), _bytes(self.token)):
             return None
         answer = problem(
             request, 401, "Unauthorized", "send the daemon's token as Authorization: Bearer TOKEN (--token-file)"
         )
         answer.headers["WWW-Authenticate"] = "Bearer"
         return answer
+
+
+def _bytes(text: str) -> bytes:
+    """Header bytes that are no UTF-8 arrive as half surrogate pairs."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _hostname(host: str) -> str:
@@ -75,8 +80,9 @@ def middleware(guard: Guard | None) -> Middleware:
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        over_tcp = request.transport is not None and isinstance(request.transport.get_extra_info("sockname"), tuple)
-        if over_tcp and guard is not None:
+        # Of a connection that is gone already nothing is known: the guard looks at it too.
+        sockname = None if request.transport is None else request.transport.get_extra_info("sockname")
+        if guard is not None and not isinstance(sockname, str | bytes):
             refused = guard.refuse(request)
             if refused is not None:
                 return refused

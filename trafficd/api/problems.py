@@ -26,12 +26,23 @@ def problem(
     request: web.Request, status: int, title: str, detail: str, errors: list[dict[str, str]] | None = None
 ) -> web.Response:
     """An `application/problem+json` answer."""
-    body = schema.Problem(title=title, status=status, detail=detail, instance=request.path, errors=errors or [])
+    body = schema.Problem(
+        title=title,
+        status=status,
+        detail=_utf8(detail),
+        instance=_utf8(request.path),
+        errors=[{key: _utf8(text) for key, text in fault.items()} for fault in errors or []],
+    )
     return web.Response(
         status=status,
         body=orjson.dumps(body.model_dump(mode="json")),
         content_type="application/problem+json",
     )
+
+
+def _utf8(text: str) -> str:
+    """Bytes that are no UTF-8 come out of the HTTP parser as half surrogate pairs, which JSON cannot carry."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @web.middleware
@@ -50,6 +61,9 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         if "Allow" in error.headers:
             answer.headers["Allow"] = error.headers["Allow"]
         return answer
+    except (web.RequestPayloadError, ConnectionError) as error:
+        # Gone in mid-sentence, or not HTTP: nobody reads this answer, and it is no fault of ours.
+        return problem(request, 400, "Bad request", f"the body could not be read: {error}")
     except Exception as error:
         log.exception("%s %s", request.method, request.path)
         detail = f"{type(error).__name__}: {error}. This is a bug in trafficd; its log has the traceback"

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, WithJsonSchema
 
-from trafficd.config import Dial, Name, RolloutOverrides, Seconds, Version
+from trafficd.config import RolloutOverrides
+from trafficd.config.values import Amount, Count, Dial, Name, Parallel, Positive, Seconds, Version
 
 
 def _plain(text: str) -> str:
-    if any(ord(character) < 32 for character in text):
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
         raise ValueError("control characters are not allowed")
     return text
 
 
+def _few(amount: Amount) -> Amount:
+    if amount.number is not None and amount.number > MOST:
+        raise ValueError(f"at most {MOST}")
+    return amount
+
+
+MOST = 10_000  # upstreams; no service has more slots
+_WRITTEN = WithJsonSchema(
+    {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}], "examples": ["10s", "250ms", 1.5]}
+)
+
+Duration = Annotated[Seconds, _WRITTEN]
+LongDuration = Annotated[Positive, _WRITTEN]
 Text = Annotated[str, Field(max_length=500), AfterValidator(_plain)]
 
 
 class Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """Strict: "5" is no number and 1 is not true, so that a slip of the pen is answered and not guessed at."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class AddUpstream(Request):
@@ -34,7 +51,7 @@ class RemoveUpstream(Request):
 
 
 class Drain(Request):
-    timeout: Seconds | None = None
+    timeout: Duration | None = None
     wait: bool = True
     force: bool = False
 
@@ -48,8 +65,15 @@ class Ready(Request):
 class StartRollout(RolloutOverrides):
     version: Version
     strategy: Literal["rolling", "canary", "blue_green", "rainbow", "hold"] = "rolling"
-    verify: bool = False
+    verify: StrictBool = False
     message: Text = ""
+    max_parallel: Annotated[Parallel, AfterValidator(_few)] | None = None
+    min_ready: Annotated[Count, AfterValidator(_few)] | None = None
+    min_healthy_time: Duration | None = None
+    healthy_deadline: LongDuration | None = None
+    drain_timeout: Duration | None = None
+    drain_quiet: Duration | None = None
+    auto_revert: StrictBool | None = None
 
 
 class AbortRollout(Request):
@@ -57,7 +81,7 @@ class AbortRollout(Request):
 
 
 class Canary(Request):
-    percent: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+    percent: Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
 
 
 class Nothing(Request):

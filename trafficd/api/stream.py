@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import orjson
 from aiohttp import web
@@ -10,7 +11,10 @@ from aiohttp import web
 from trafficd.api.problems import BadRequestError
 from trafficd.api.views import event_view
 from trafficd.engine import Engine
+from trafficd.errors import TrafficdError
 from trafficd.store.sqlite import SqliteJournal
+
+log = logging.getLogger("trafficd.api")
 
 _HEARTBEAT = 15.0  # s between comments on a quiet stream, so that proxies do not close it
 _RETRY = 1000  # ms after which a client that lost the stream comes back
@@ -31,22 +35,36 @@ async def stream(request: web.Request, engine: Engine, journal: SqliteJournal, r
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     )
     await response.prepare(request)
-    await response.write(f"retry: {_RETRY}\n\n".encode())
+    try:
+        await response.write(f"retry: {_RETRY}\n\n".encode())
+        await _send(response, engine, journal, rollout_id, after)
+        await response.write_eof()
+    except ConnectionError:
+        log.debug("the reader of %s is gone", request.path)
+    except TrafficdError as error:
+        # Cut, not ended: the client then comes back and goes on from its last event.
+        log.error("the events of %s: %s", rollout_id, error)
+        if request.transport is not None:
+            request.transport.abort()
+    return response
+
+
+async def _send(
+    response: web.StreamResponse, engine: Engine, journal: SqliteJournal, rollout_id: str, after: int
+) -> None:
     while True:
-        live = _live(engine, rollout_id)
+        seen, live = engine.revision, _live(engine, rollout_id)
         for entry in await journal.rollout(rollout_id, after):
             after = entry.seq
             view = event_view(entry)
             data = orjson.dumps(view.model_dump(mode="json")).decode()
             await response.write(f"id: {entry.seq}\nevent: {view.type}\ndata: {data}\n\n".encode())
         if not live:
-            break
+            return
         try:
-            await asyncio.wait_for(_changed(engine), _HEARTBEAT)
+            await asyncio.wait_for(_changed(engine, seen), _HEARTBEAT)
         except TimeoutError:
             await response.write(b": still here\n\n")
-    await response.write_eof()
-    return response
 
 
 def _live(engine: Engine, rollout_id: str) -> bool:
@@ -54,6 +72,7 @@ def _live(engine: Engine, rollout_id: str) -> bool:
     return live is not None and live.id == rollout_id
 
 
-async def _changed(engine: Engine) -> None:
+async def _changed(engine: Engine, seen: int) -> None:
+    """Return once there is more than was `seen`: what came while we read the journal counts as well."""
     async with engine.changed:
-        await engine.changed.wait()
+        await engine.changed.wait_for(lambda: engine.revision != seen)

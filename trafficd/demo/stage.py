@@ -73,7 +73,7 @@ class Stage:
         return f"http://127.0.0.1:{self.admin_port}"
 
     def upstream_id(self, index: int) -> str:
-        return chr(ord("a") + index)
+        return chr(ord("a") + index) if index < 26 else f"u{index}"
 
     def dial(self, index: int) -> str:
         return f"127.0.0.1:{self.ports[index]}"

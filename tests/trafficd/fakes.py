@@ -1,0 +1,115 @@
+"""What the engine works with, without a Caddy and without instances: a pool, probes, a driver, a journal.
+
+The pool builds its slot table with the same pure code as the real one, so shares are exact.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from proxy import table
+from proxy.model import InFlight, Table
+from trafficd.core.events import Event
+from trafficd.core.model import StepKind
+from trafficd.errors import JournalError
+from trafficd.ports import Entry, Outcome, Swap
+from trafficd.store.sqlite import SqliteJournal
+
+T = TypeVar("T")
+
+
+@dataclass
+class FakePool:
+    """Records shifts; `open` is what a test says is in flight, None for what cannot be counted."""
+
+    slots: int = 100
+    shifts: list[dict[str, int]] = field(default_factory=list)
+    open: dict[str, InFlight | None] = field(default_factory=dict)
+    broken: str = ""  # why no shift can be written
+    uncounted: str = ""  # why counting raises
+    stalled: asyncio.Event | None = None  # counting waits for it
+    table: Table | None = None
+
+    async def shift(self, weights: Mapping[str, int]) -> bool:
+        await asyncio.sleep(0)
+        if self.broken:
+            raise OSError(self.broken)
+        wanted = table.build(weights, self.slots, self.table)
+        if wanted == self.table:
+            return False
+        self.table = wanted
+        self.shifts.append(dict(self.shares()))
+        return True
+
+    def shares(self) -> Mapping[str, int]:
+        return table.shares(self.table) if self.table is not None else {}
+
+    async def in_flight(self, dials: Iterable[str]) -> Mapping[str, InFlight | None]:
+        if self.stalled is not None:
+            await self.stalled.wait()
+        if self.uncounted:
+            raise OSError(self.uncounted)
+        return {dial: self.open.get(dial, InFlight(0, 0)) for dial in dials}
+
+
+@dataclass
+class FakeProbe:
+    """Healthy, but for the addresses in `dead`, each with what is wrong there."""
+
+    dead: dict[str, str] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    async def __call__(self, dial: str) -> str | None:
+        self.asked.append(dial)
+        await asyncio.sleep(0)
+        return self.dead.get(dial)
+
+
+@dataclass
+class FakeDriver:
+    """Replaces nothing, at once. With `wait` set, a swap lasts until then; `fails` names upstreams."""
+
+    swaps: list[Swap] = field(default_factory=list)
+    wait: asyncio.Event | None = None
+    fails: dict[str, str] = field(default_factory=dict)
+    cancelled: int = 0
+
+    async def __call__(self, swap: Swap) -> Outcome:
+        self.swaps.append(swap)
+        try:
+            if self.wait is not None:
+                await self.wait.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        reason = self.fails.get(swap.upstream)
+        return Outcome(ok=reason is None, reason=reason or "")
+
+
+async def no_hook(kind: StepKind, name: str, environment: Mapping[str, str], since: float) -> Outcome:
+    """No hook is configured; this one must never fail a rollout."""
+    return Outcome(ok=True)
+
+
+class FlakyJournal(SqliteJournal):
+    """The real journal, on a disk that a test can fill (`full`), or make slow.
+
+    With `slow` set, what is appended is on disk at once, but the disk says so only when `slow` is set.
+    """
+
+    full = ""
+    slow: asyncio.Event | None = None
+
+    async def append(self, event: Event) -> Entry:
+        entry = await asyncio.shield(super().append(event))
+        if self.slow is not None:
+            await self.slow.wait()
+        return entry
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        if self.full:
+            raise JournalError(self.full)
+        return await super()._call(work)
