@@ -80,7 +80,7 @@ def _not_resolved(path: str, what: str) -> str:
     return (
         f"Caddy does not reach the address that the file {path} holds: {what}. Caddy's user must be able to read "
         "that file under that very path: check the modes of the directories above it, the unit's PrivateTmp= and "
-        "ProtectHome=, and a missing mount if Caddy runs in a container"
+        "ProtectHome=, and a missing mount if Caddy runs in a container; and that Caddy is 2.11.2 or newer"
     )
 
 

@@ -87,8 +87,12 @@ class CaddyServer:
                 start_new_session=True,
             )
         self._pid_file.write_text(f"{self.process.pid} {start_time(self.process.pid)}\n")
-        await self._answering()
-        await self._configure()
+        try:
+            await self._answering()
+            await self._configure()
+        except ProxyError:
+            await self.stop()
+            raise
         return True
 
     def _make_home(self) -> None:

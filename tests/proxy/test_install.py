@@ -157,6 +157,16 @@ async def test_an_address_that_somebody_has_is_refused(caddy: RealCaddy, tmp_pat
         await second.start()
 
 
+async def test_a_caddy_that_does_not_start_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    script = tmp_path / "caddy"
+    script.write_text("#!/bin/sh\necho no luck today >&2; exit 1\n")
+    script.chmod(0o755)
+    server = CaddyServer(tmp_path / "home", "http://127.0.0.1:9", binary=script)
+    with pytest.raises(CaddyStartError, match=r"ended at once.*\n.*no luck today"):
+        await server.start()
+    assert server.pid() is None
+
+
 async def test_a_caddy_over_a_unix_socket(tmp_path: Path) -> None:
     server = CaddyServer(tmp_path / "caddy", f"unix://{tmp_path}/admin.sock")
     await server.start()

@@ -257,7 +257,7 @@ async def test_abort_moves_traffic_with_a_journal_that_cannot_be_written(home: H
     assert home.pool.shares() == {C: 100}
     # And goes on following the probes, and ends what was under way, while the disk is full.
     await home.until(lambda: home.driver.cancelled)
-    home.journal.full = ""
+    home.journal.full, home.driver.wait = "", None
     assert (await home.ended(rollout))["state"] == "reverted"
     assert len(await home.journalled("abort_requested")) == 1
 
@@ -271,6 +271,7 @@ async def test_abort_waits_for_nobody(home: Home) -> None:
     assert "not in the journal yet" in (await aborting).json["warning"]
     home.journal.slow.set()
     home.pool.stalled.set()
+    home.driver.wait = None
     assert (await home.ended(rollout))["state"] == "reverted"
     assert len(await home.journalled("abort_requested")) == 1
 
@@ -281,7 +282,7 @@ async def test_abort_that_moves_no_traffic_is_not_done(home: Home) -> None:
     for _ in range(2):
         answer = await home.post(f"/v1/rollouts/{rollout}/abort")
         assert (answer.status, "goes on trying" in answer.detail) == (503, True)
-    home.pool.broken = ""
+    home.pool.broken, home.driver.wait = "", None
     await home.until(lambda: home.pool.shares() == {C: 100})
     await home.ended(rollout)
 
@@ -318,17 +319,23 @@ async def test_the_caller_replaces_and_says_ready(begin: Begin) -> None:
     home = await begin(web=section(**EXTERNAL))
     rollout = await home.deploy("v2")
     for name, dial in (("a", A), ("b", B), ("c", C)):
-        await home.until(lambda dial=dial: dial not in home.pool.shares())  # type: ignore[misc]
+        await asked(home, name)
+        assert dial not in home.pool.shares()
         answer = await home.post(f"{WEB}/upstreams/{name}/ready", {"version": "v2"})
         assert (answer.status, answer.json["version"], answer.json["weight"] > 0) == (200, "v2", True)
         assert (await home.post(f"{WEB}/upstreams/{name}/ready", {"version": "v2"})).status == 200
     assert (await home.ended(rollout))["state"] == "succeeded"
 
 
+async def asked(home: Home, name: str) -> None:
+    """Wait until the rollout asks the caller to replace this upstream."""
+    path = f"/v1/services/web/upstreams/{name}/ready"
+    await home.until(lambda: any(path in wait.what for wait in home.engine.waits))
+
+
 async def waiting_for_caller(home: Home) -> str:
     rollout = await home.deploy("v2")
-    await home.until(lambda: home.external.replaced is not None and A not in home.pool.shares())
-    await home.until(lambda: any("POST" in wait.what for wait in home.engine.waits))
+    await asked(home, "a")
     return rollout
 
 
@@ -369,7 +376,7 @@ async def test_what_the_caller_replaced_and_is_never_healthy_is_a_504(begin: Beg
 async def test_beside_the_old_the_new_needs_an_address_of_its_own(begin: Begin) -> None:
     home = await begin(web=section(**EXTERNAL, rollout={"order": "start_first"}))
     await home.deploy("v2")
-    await home.until(lambda: any("POST" in wait.what for wait in home.engine.waits))
+    await asked(home, "a")
     assert (await home.post(f"{WEB}/upstreams/a/ready")).status == 422
     assert (await home.post(f"{WEB}/upstreams/a/ready", {"dial": A})).status == 409
     answer = await home.post(f"{WEB}/upstreams/a/ready", {"dial": "10.0.0.9:80"})

@@ -147,13 +147,13 @@ class Api:
             overrides,
             actor=_actor(request),
             message=wanted.message,
-            key=request.get("idempotency"),
+            key=request.get(idempotency.IDENTITY),
         )
         return _created(views.rollout_view(rollout))
 
     async def _begun(self, operator: Operator, request: web.Request) -> web.Response | None:
         """The answer about the rollout that this very request began, where the daemon ended before it answered."""
-        key: str | None = request.get("idempotency")
+        key = request.get(idempotency.IDENTITY)
         if key is None:
             return None
         for entry in await self.journal.load(operator.state.name):
@@ -172,7 +172,7 @@ class Api:
         begun = await self._begun(operator, request)
         if begun is not None:
             return begun
-        rollout = await operator.rollback(actor=_actor(request), key=request.get("idempotency"))
+        rollout = await operator.rollback(actor=_actor(request), key=request.get(idempotency.IDENTITY))
         return _created(views.rollout_view(rollout))
 
     def _owner(self, rollout_id: str) -> Operator | None:

@@ -25,6 +25,7 @@ log = logging.getLogger("trafficd.api")
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _PATIENCE = 1.0  # s that an abort waits for the journal's word on its key
 
+IDENTITY = web.RequestKey("identity", str)
 USED = "this Idempotency-Key was used for another request; use a new key for a new one"
 
 
@@ -43,7 +44,7 @@ class Idempotency:
             raise BadRequestError("Idempotency-Key must be 1 to 200 visible ASCII characters")
         path = request.path.encode("utf-8", "surrogateescape")
         digest = hashlib.sha256(path + b"\0" + await request.read()).hexdigest()
-        request["idempotency"] = f"{key}:{digest}"  # a rollout remembers it, in case we die before the answer
+        request[IDENTITY] = f"{key}:{digest}"  # a rollout remembers it, in case we die before the answer
         lock, users = self._busy.get(key, (asyncio.Lock(), 0))
         self._busy[key] = lock, users + 1
         try:
