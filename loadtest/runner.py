@@ -78,9 +78,7 @@ class _Run:
             lag=self._metrics.lag.latency(),
             loop_lag=self._loop_lag.latency(),
         )
-        return self._metrics.report(
-            planned=planned, idle_closed=self._idle_closed, started_ns=self._start, check=check
-        )
+        return self._metrics.report(planned=planned, idle_closed=self._idle_closed, started_ns=self._start, check=check)
 
     # workers
 
@@ -171,9 +169,7 @@ class _Run:
             self._loop_lag.record(time.monotonic_ns() - due)
 
 
-def self_check(
-    plan: Plan, *, cpu_us: float | None, lag: Latency | None, loop_lag: Latency | None
-) -> SelfCheck:
+def self_check(plan: Plan, *, cpu_us: float | None, lag: Latency | None, loop_lag: Latency | None) -> SelfCheck:
     """Whether the generator kept to its own schedule. A closed loop has none to keep to."""
     if plan.rate is None:
         return SelfCheck(cpu_us)

@@ -83,9 +83,7 @@ async def hold(
 
 
 class _Holder:
-    def __init__(
-        self, plan: WebSocketPlan, stop: asyncio.Event, on_cut: Callable[[Ending], None] | None
-    ) -> None:
+    def __init__(self, plan: WebSocketPlan, stop: asyncio.Event, on_cut: Callable[[Ending], None] | None) -> None:
         self.report = WebSocketReport()
         self._plan = plan
         self._stop = stop
@@ -152,9 +150,7 @@ class _Holder:
                 waiting.discard(message)
                 self.report.echoed += 1
 
-    async def _talk(
-        self, socket: ClientConnection, waiting: set[str], reader: asyncio.Task[ConnectionClosed]
-    ) -> None:
+    async def _talk(self, socket: ClientConnection, waiting: set[str], reader: asyncio.Task[ConnectionClosed]) -> None:
         """Send at every interval until the run is stopped or the connection ends."""
         stopped = asyncio.create_task(self._stop.wait())
         try:
@@ -164,9 +160,7 @@ class _Holder:
                 except ConnectionClosed:  # the reader says how it ended
                     await reader
                     return
-                await asyncio.wait(
-                    (reader, stopped), timeout=self._plan.interval, return_when=asyncio.FIRST_COMPLETED
-                )
+                await asyncio.wait((reader, stopped), timeout=self._plan.interval, return_when=asyncio.FIRST_COMPLETED)
             await self._await_echoes(waiting, reader)
         finally:
             stopped.cancel()

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from proxy.model import NOBODY, Table, parse_dial, slot_name, stream_alias, stre
 CURRENT = "current"
 PREVIOUS = "previous"
 _GENERATION = "g"
+KEPT = 2.0  # s that a generation stays at least: a reader may be on its way to it, and the machine be busy
 _ADDRESSES = "addresses"  # the one file per address that the slots of a generation are links to
 
 
@@ -94,12 +96,16 @@ class SlotDirectory:
             shutil.rmtree(self.path / fresh, ignore_errors=True)
             raise SlotError(_cannot("written", self.path, error)) from error
 
-    def sweep(self) -> None:
-        """Remove what is neither current nor previous. What cannot be removed now is another time."""
+    def sweep(self, older_than: float = KEPT) -> None:
+        """Remove what is neither current nor previous, and was made longer ago than `older_than` seconds.
+
+        What cannot be removed now is removed another time.
+        """
         keep = {_target(self.current), _target(self.path / PREVIOUS)}
+        limit = time.time() - older_than
         with contextlib.suppress(OSError):
             for entry in list(os.scandir(self.path)):
-                if entry.name.startswith(_GENERATION) and entry.name not in keep:
+                if entry.name.startswith(_GENERATION) and entry.name not in keep and entry.stat().st_mtime < limit:
                     shutil.rmtree(entry.path, ignore_errors=True)
 
     def restore_previous(self, table: Table) -> bool:

@@ -66,7 +66,9 @@ class Options:
 
     def client(self) -> Client:
         token = read_token(self.token_file) if self.token_file else None
-        return Client(self.socket, self.url, token)
+        client = Client(self.socket, self.url, token)
+        click.get_current_context().call_on_close(client.close)
+        return client
 
     def say(self, answer: Json, text: Callable[[Json], str]) -> None:
         click.echo(to_json(answer) if self.as_json else text(answer))

@@ -91,11 +91,7 @@ def test_reverts_go_newest_first() -> None:
     sim.fate = failing(StepKind.GATE, "c")
     start(sim, policy())
     sim.run()
-    turns = [
-        e.upstream
-        for _, e in sim.journal
-        if isinstance(e, ev.TaskStarted) and e.direction is Direction.REVERT
-    ]
+    turns = [e.upstream for _, e in sim.journal if isinstance(e, ev.TaskStarted) and e.direction is Direction.REVERT]
     assert turns == ["c", "b", "a"]
 
 
@@ -221,9 +217,7 @@ def finished(order: Order, fate_of: StepKind | None) -> Simulation:
 
 @pytest.mark.parametrize("order", Order)
 @pytest.mark.parametrize("fate_of", [None, StepKind.GATE, StepKind.SWAP, StepKind.PREPARE])
-def test_a_crash_at_every_journal_prefix_ends_in_the_same_place(
-    order: Order, fate_of: StepKind | None
-) -> None:
+def test_a_crash_at_every_journal_prefix_ends_in_the_same_place(order: Order, fate_of: StepKind | None) -> None:
     """Both kinds of crash: after an intent and before its action, and after an action, before its outcome."""
     reference = finished(order, fate_of)
     for prefix in range(1, len(reference.journal)):
@@ -372,9 +366,7 @@ def greedy(service: Service, world: World, now: float) -> Decision:
     if rollout is None:
         return decide(service, world, now)
     wide = Policy(**{**rollout.policy.__dict__, "max_parallel": 99, "min_ready": 0})
-    changed = Service(
-        **{**service.__dict__, "rollout": type(rollout)(**{**rollout.__dict__, "policy": wide})}
-    )
+    changed = Service(**{**service.__dict__, "rollout": type(rollout)(**{**rollout.__dict__, "policy": wide})})
     return decide(changed, world, now)
 
 
@@ -387,7 +379,7 @@ def hasty(service: Service, world: World, now: float) -> Decision:
     return decision
 
 
-@pytest.mark.parametrize("wrong", [skips(StepKind.DRAIN), skips(StepKind.GATE), greedy, hasty], ids=str)
+@pytest.mark.parametrize("wrong", [skips(StepKind.DRAIN), skips(StepKind.GATE), greedy, hasty], ids=["no drain", "no gate", "greedy", "hasty"])
 def test_a_wrong_planner_is_caught(wrong) -> None:  # type: ignore[no-untyped-def]
     @settings(max_examples=300, deadline=None, database=None)
     @given(st.data())

@@ -25,9 +25,7 @@ def outcome(
     """Due at 0, taken up at 5 ms, written at 6 ms."""
     finished = (6 + service_ms) * MS
     done = None if error else status
-    return Outcome(
-        0, 0, done, error, 0, 5 * MS, 6 * MS, 7 * MS, finished, 100, attribute, "why" if error else ""
-    )
+    return Outcome(0, 0, done, error, 0, 5 * MS, 6 * MS, 7 * MS, finished, 100, attribute, "why" if error else "")
 
 
 def report_of(*outcomes: Outcome, planned: int | None = None) -> Report:
@@ -127,9 +125,7 @@ def test_unknown_is_not_zero() -> None:
     assert not parse_condition("lost>0").holds(nothing)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "lost", "lots>0", "lost>0ms", "p99>5%", "rps<5s", "p98>1", "lost=>0", "x.p99>1"]
-)
+@pytest.mark.parametrize("text", ["", "lost", "lots>0", "lost>0ms", "p99>5%", "rps<5s", "p98>1", "lost=>0", "x.p99>1"])
 def test_conditions_that_mean_nothing(text: str) -> None:
     with pytest.raises(PlanError):
         parse_condition(text)

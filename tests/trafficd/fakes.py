@@ -31,10 +31,13 @@ class FakePool:
     broken: str = ""  # why no shift can be written
     uncounted: str = ""  # why counting raises
     stalled: asyncio.Event | None = None  # counting waits for it
+    frozen: asyncio.Event | None = None  # shifting waits for it
     table: Table | None = None
 
     async def shift(self, weights: Mapping[str, int]) -> bool:
         await asyncio.sleep(0)
+        if self.frozen is not None:
+            await self.frozen.wait()
         if self.broken:
             raise OSError(self.broken)
         wanted = table.build(weights, self.slots, self.table)
@@ -70,7 +73,7 @@ class FakeProbe:
 
 @dataclass
 class FakeDriver:
-    """Replaces nothing, at once. With `wait` set, a swap lasts until then; `fails` names upstreams."""
+    """Replaces nothing, at once. With `wait` set, a swap lasts until then; `fails` names versions."""
 
     swaps: list[Swap] = field(default_factory=list)
     wait: asyncio.Event | None = None
@@ -85,7 +88,7 @@ class FakeDriver:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        reason = self.fails.get(swap.upstream)
+        reason = self.fails.get(swap.version)
         return Outcome(ok=reason is None, reason=reason or "")
 
 
@@ -97,11 +100,13 @@ async def no_hook(kind: StepKind, name: str, environment: Mapping[str, str], sin
 class FlakyJournal(SqliteJournal):
     """The real journal, on a disk that a test can fill (`full`), or make slow.
 
-    With `slow` set, what is appended is on disk at once, but the disk says so only when `slow` is set.
+    While `slow` is not set, what is appended is on disk at once, but the disk does not say so yet. While `hung`
+    is not set, nothing at all comes back from it.
     """
 
     full = ""
     slow: asyncio.Event | None = None
+    hung: asyncio.Event | None = None
 
     async def append(self, event: Event) -> Entry:
         entry = await asyncio.shield(super().append(event))
@@ -110,6 +115,8 @@ class FlakyJournal(SqliteJournal):
         return entry
 
     async def _call(self, work: Callable[[], T]) -> T:
+        if self.hung is not None:
+            await self.hung.wait()
         if self.full:
             raise JournalError(self.full)
         return await super()._call(work)

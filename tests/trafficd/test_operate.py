@@ -96,6 +96,8 @@ async def test_the_last_ready_upstream_is_drained_by_force_only(home: Home) -> N
 
 async def test_when_all_look_dead_the_last_one_with_traffic_is_the_last(home: Home) -> None:
     home.probe.dead = dict.fromkeys((A, B, C), "the health check is broken")
+    for name in "abc":  # all in one moment, or the routing would still follow the first two
+        home.engine.monitor._fold(name, "the health check is broken")
     await home.until(lambda: home.engine.panic)
     assert [(await home.post(drain(name))).status for name in "abc"] == [200, 200, 409]
     assert home.pool.shares() == {C: 100}
@@ -182,6 +184,13 @@ async def test_ready_again_changes_nothing(home: Home) -> None:
         answer = await home.post(ready("a"), body)
         assert (answer.status, answer.json["ready"]) == (200, True)
     assert (await home.get("/v1/events")).json["events"] == before
+
+
+async def test_two_readys_at_once_are_one(home: Home) -> None:
+    await home.post(drain("a"))
+    answers = await asyncio.gather(*(home.post(ready("a"), {"version": "v1"}) for _ in range(3)))
+    assert [answer.json["ready"] for answer in answers] == [True] * 3
+    assert len(await home.journalled("ready_requested")) == 1
 
 
 async def test_ready_brings_a_drained_upstream_back(home: Home) -> None:

@@ -262,14 +262,16 @@ async def test_abort_moves_traffic_with_a_journal_that_cannot_be_written(home: H
     assert len(await home.journalled("abort_requested")) == 1
 
 
-async def test_abort_waits_for_nobody(home: Home) -> None:
+@pytest.mark.parametrize("disk", ["slow", "hung"])
+async def test_abort_waits_for_nobody(home: Home, disk: str) -> None:
     rollout = await half_done(home)
-    home.journal.slow = asyncio.Event()
+    back = asyncio.Event()
+    setattr(home.journal, disk, back)
     home.pool.stalled = asyncio.Event()
     aborting = asyncio.create_task(home.post(f"/v1/rollouts/{rollout}/abort", {}, Idempotency_Key="k1"))
-    await home.until(lambda: home.pool.shares() == {C: 100}, 0.5)
+    await home.until(lambda: home.pool.shares() == {C: 100}, 2.0)
     assert "not in the journal yet" in (await aborting).json["warning"]
-    home.journal.slow.set()
+    back.set()
     home.pool.stalled.set()
     home.driver.wait = None
     assert (await home.ended(rollout))["state"] == "reverted"
@@ -361,8 +363,12 @@ async def test_saying_ready_twice_at_once_is_saying_it_once(begin: Begin) -> Non
 async def test_the_caller_may_say_ready_right_after_a_restart(begin: Begin) -> None:
     home = await begin(web=section(**EXTERNAL))
     await waiting_for_caller(home)
+    home.pool.frozen = asyncio.Event()
     await home.restart()
-    assert (await home.post(f"{WEB}/upstreams/a/ready")).status == 200
+    asking = asyncio.create_task(home.post(f"{WEB}/upstreams/a/ready"))
+    await asyncio.sleep(0.1)  # the engine has not come to ask again yet
+    home.pool.frozen.set()
+    assert (await asking).status == 200
 
 
 async def test_what_the_caller_replaced_and_is_never_healthy_is_a_504(begin: Begin) -> None:

@@ -42,8 +42,7 @@ class Idempotency:
             return await handler(request)
         if not _KEY.fullmatch(key):
             raise BadRequestError("Idempotency-Key must be 1 to 200 visible ASCII characters")
-        path = request.path.encode("utf-8", "surrogateescape")
-        digest = hashlib.sha256(path + b"\0" + await request.read()).hexdigest()
+        digest = hashlib.sha256(request.path.encode() + b"\0" + await request.read()).hexdigest()
         request[IDENTITY] = f"{key}:{digest}"  # a rollout remembers it, in case we die before the answer
         lock, users = self._busy.get(key, (asyncio.Lock(), 0))
         self._busy[key] = lock, users + 1

@@ -29,20 +29,15 @@ def problem(
     body = schema.Problem(
         title=title,
         status=status,
-        detail=_utf8(detail),
-        instance=_utf8(request.path),
-        errors=[{key: _utf8(text) for key, text in fault.items()} for fault in errors or []],
+        detail=detail,
+        instance=request.path,
+        errors=errors or [],
     )
     return web.Response(
         status=status,
         body=orjson.dumps(body.model_dump(mode="json")),
         content_type="application/problem+json",
     )
-
-
-def _utf8(text: str) -> str:
-    """Bytes that are no UTF-8 come out of the HTTP parser as half surrogate pairs, which JSON cannot carry."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @web.middleware

@@ -89,9 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     instance = f"127.0.0.1:{options.port}"
-    app = build(
-        Behaviour(options.version, instance, options.warm_up, options.healthy_for, options.crash_after)
-    )
+    app = build(Behaviour(options.version, instance, options.warm_up, options.healthy_for, options.crash_after))
     if options.crash_after is not None:
 
         async def begin(_: web.Application) -> None:

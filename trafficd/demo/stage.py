@@ -111,9 +111,7 @@ slots = {self.slots}
     def start_instances(self) -> None:
         self.app_directory.mkdir(exist_ok=True)
         for index in range(self.instances):
-            self.processes.append(
-                replace.start(self.app_directory, self.dial(index), self.version, self.start_options)
-            )
+            self.processes.append(replace.start(self.app_directory, self.dial(index), self.version, self.start_options))
 
     # -- daemon ----------------------------------------------------------------------------------------
 
