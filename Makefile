@@ -15,10 +15,10 @@ test: $(SETUP)  ## the checks and the tests, under 8 minutes
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 test-all: test  ## also the long fault and load runs
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2 --dist worksteal
 
 check: $(SETUP)  ## style, types and import rules only
 	$(BIN)/ruff check .

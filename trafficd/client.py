@@ -66,8 +66,11 @@ class Client:
             raise self._unreachable(error) from error
         return self._read(answer)
 
-    def events(self, rollout: str) -> Iterator[Json]:
-        """A rollout's events as they happen, until it has ended; the stream is resumed when it is lost."""
+    def events(self, rollout: str, patience: float = _COMES_BACK) -> Iterator[Json]:
+        """A rollout's events as they happen, until it has ended.
+
+        A lost stream is resumed; a daemon may be away for `patience` seconds.
+        """
         last, lost_at = "0", None
         while True:
             try:
@@ -91,7 +94,7 @@ class Client:
             except httpx.HTTPError as error:
                 # Once it was there, it may be back soon: the rollout outlives a restart of the daemon.
                 lost_at = time.monotonic() if lost_at is None else lost_at
-                if last == "0" or time.monotonic() - lost_at > _COMES_BACK:
+                if last == "0" or time.monotonic() - lost_at >= patience:
                     raise self._unreachable(error) from error
                 time.sleep(_RETRY)
 

@@ -25,7 +25,7 @@ ROUNDS = 100
 async def measure() -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="trafficd-bench-") as name:
         directory = Path(name)
-        directory.chmod(0o755)
+        directory.chmod(0o755)  # noqa: ASYNC240  once, before anything is measured
         admin_port, port = free_ports(2)
         caddy = CaddyServer(directory / "caddy", f"http://127.0.0.1:{admin_port}")
         await caddy.start()

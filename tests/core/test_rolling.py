@@ -379,7 +379,11 @@ def hasty(service: Service, world: World, now: float) -> Decision:
     return decision
 
 
-@pytest.mark.parametrize("wrong", [skips(StepKind.DRAIN), skips(StepKind.GATE), greedy, hasty], ids=["no drain", "no gate", "greedy", "hasty"])
+@pytest.mark.parametrize(
+    "wrong",
+    [skips(StepKind.DRAIN), skips(StepKind.GATE), greedy, hasty],
+    ids=["no drain", "no gate", "greedy", "hasty"],
+)
 def test_a_wrong_planner_is_caught(wrong) -> None:  # type: ignore[no-untyped-def]
     @settings(max_examples=300, deadline=None, database=None)
     @given(st.data())

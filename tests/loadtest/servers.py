@@ -101,7 +101,7 @@ async def serving(behaviour: Behaviour, tls: ssl.SSLContext | None = None) -> As
         listener.close()
         for task in tuple(server.tasks):
             task.cancel()
-        while server.tasks:  # noqa: ASYNC110
+        while server.tasks:
             await asyncio.sleep(0)
         await listener.wait_closed()
 

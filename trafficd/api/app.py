@@ -15,7 +15,7 @@ from trafficd.api import guard as guarding
 from trafficd.api import idempotency, schema, views
 from trafficd.api.endpoints import BODY_LIMIT, Endpoint, answer, openapi, part, read
 from trafficd.api.problems import problems
-from trafficd.api.stream import stream
+from trafficd.api.stream import OPEN, cut_streams, stream
 from trafficd.config import RolloutOverrides
 from trafficd.core.events import RolloutStarted
 from trafficd.errors import ConflictError, InvalidError, NotFoundError
@@ -331,6 +331,8 @@ def build(operators: Mapping[str, Operator], journal: SqliteJournal, guard: guar
         middlewares=[problems, guarding.middleware(guard), idempotency.middleware(journal), problems],
         client_max_size=BODY_LIMIT,
     )
+    app[OPEN] = set()
+    app.on_shutdown.append(cut_streams)
     for endpoint in api.endpoints():
         app.router.add_route(endpoint.method, endpoint.path, endpoint.handler)
     return app

@@ -28,6 +28,15 @@ def last_event_id(request: web.Request) -> int:
     return int(text)
 
 
+OPEN: web.AppKey[set[asyncio.Task[object]]] = web.AppKey("open_streams", set)
+
+
+async def cut_streams(app: web.Application) -> None:
+    """End every open stream, when the daemon stops: the reader comes back and goes on from its last event."""
+    for task in app[OPEN]:
+        task.cancel()
+
+
 async def stream(request: web.Request, engine: Engine, journal: SqliteJournal, rollout_id: str) -> web.StreamResponse:
     """Send the rollout's events as they are journalled; ends when the rollout has ended."""
     after = last_event_id(request)
@@ -35,6 +44,9 @@ async def stream(request: web.Request, engine: Engine, journal: SqliteJournal, r
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     )
     await response.prepare(request)
+    task = asyncio.current_task()
+    assert task is not None
+    request.app[OPEN].add(task)
     try:
         await response.write(f"retry: {_RETRY}\n\n".encode())
         await _send(response, engine, journal, rollout_id, after)
@@ -46,6 +58,8 @@ async def stream(request: web.Request, engine: Engine, journal: SqliteJournal, r
         log.error("the events of %s: %s", rollout_id, error)
         if request.transport is not None:
             request.transport.abort()
+    finally:
+        request.app[OPEN].discard(task)
     return response
 
 

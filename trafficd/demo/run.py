@@ -191,7 +191,7 @@ def _deploy(stage: Stage, say: Callable[[str], None]) -> Json:
     client = stage.client()
     try:
         begun = client.call("POST", "/v1/services/web/rollouts", {"version": "v2"})
-        for event in client.events(begun["id"]):
+        for event in client.events(begun["id"], patience=0):
             line = event_line(event)
             if line is not None:
                 say(f"  {time.strftime('%H:%M:%S', time.localtime(event['at']))} {line}")

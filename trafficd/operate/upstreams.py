@@ -1,34 +1,21 @@
-"""What people and scripts ask of a service: each request checked against the state, then journalled.
-
-Repeating a request that is already fulfilled changes nothing and succeeds. What is refused says why and
-what to do instead.
-"""
+"""Requests about single upstreams: add and remove, drain, ready."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from trafficd.config import RolloutOverrides, ServiceSection
 from trafficd.core import events as ev
 from trafficd.core.drain import DrainVerdict, Open
-from trafficd.core.model import Cut, Health, Order, Phase, Policy, Rollout, Service, StepKind, Task, Upstream, World
+from trafficd.core.model import Cut, Health, Order, Rollout, Service, StepKind, Task, Upstream
 from trafficd.core.routing import available, route
-from trafficd.engine import Engine
-from trafficd.errors import ConflictError, GateError, InvalidError, NotFoundError, ProxyUnavailableError
+from trafficd.errors import ConflictError, GateError, InvalidError, ProxyUnavailableError
 from trafficd.observe import drain, gate, open_on
+from trafficd.operate.requests import Requests
 from trafficd.perform import cut_of, unknown_reason
 
-log = logging.getLogger("trafficd.operate")
-
-STRATEGIES = ("rolling",)
-
 _ASK_AGAIN = 0.02  # s until an external driver that does not wait yet is told again
-_COUNT_TIME = 2.0  # s that the state of a service waits for its in-flight counts
 
 
 @dataclass(frozen=True)
@@ -41,36 +28,8 @@ class DrainReport:
 
 
 @dataclass
-class Operator:
-    """Requests about one service.
-
-    `replaced` tells the external driver that an instance was replaced; it answers whether one waited.
-    """
-
-    engine: Engine
-    section: ServiceSection
-    replaced: Callable[[str, str, str | None], bool]
-    _named: dict[tuple[str, str], str] = field(default_factory=dict)  # (rollout, upstream): the dial a caller named
-
-    @property
-    def state(self) -> Service:
-        return self.engine.state
-
-    def _upstream(self, name: str) -> Upstream:
-        upstream = self.state.upstreams.get(name)
-        if upstream is None:
-            known = ", ".join(sorted(self.state.upstreams)) or "none"
-            raise NotFoundError(f"service {self.state.name} has no upstream {name!r}; it has: {known}")
-        return upstream
-
-    def rollout(self, rollout_id: str) -> Rollout:
-        """The newest rollout, if it has this id."""
-        rollout = self.state.rollout
-        if rollout is None or rollout.id != rollout_id:
-            raise NotFoundError(f"service {self.state.name} has no live rollout {rollout_id!r}")
-        return rollout
-
-    # -- upstreams -------------------------------------------------------------------------------------
+class UpstreamRequests(Requests):
+    """Take upstreams out of traffic, put them back, add and remove them."""
 
     async def add_upstream(self, name: str, dial: str, version: str | None, spare_dial: str | None) -> None:
         """Add an upstream; it receives traffic after one good probe. Adding it again is no change."""
@@ -277,20 +236,6 @@ class Operator:
         begun = StepKind.SWAP in task.steps[: task.cursor] or (task.running and task.step.kind is StepKind.SWAP)
         return task if begun and StepKind.ADMIT not in task.steps[: task.cursor] else None
 
-    def _task(self, state: Service, name: str) -> Task | None:
-        """The task of the newest rollout about an upstream; the revert, where there is one."""
-        rollout = state.rollout
-        if rollout is None:
-            return None
-        return rollout.revert.get(name) or rollout.forward.get(name)
-
-    def _refuse_in_work(self, state: Service, name: str) -> None:
-        rollout, task = state.live, self._task(state, name)
-        if rollout is not None and task is not None and not task.done:
-            raise ConflictError(
-                f"rollout {rollout.id} is working on {name}; wait for it, or `trafficd abort {state.name}`"
-            )
-
     def _refuse_last(self, state: Service, name: str, *, force: bool) -> None:
         world = self.engine.world()
         state = replace(state, held=False)  # who would answer, once released
@@ -306,185 +251,6 @@ class Operator:
                 f"for up to {self.section.try_duration:g} s"
             )
 
-    # -- rollouts --------------------------------------------------------------------------------------
-
-    async def start(
-        self,
-        version: str,
-        strategy: str = "rolling",
-        overrides: RolloutOverrides | None = None,
-        *,
-        actor: str = "",
-        message: str = "",
-        key: str | None = None,
-    ) -> Rollout:
-        """Begin a rollout of `version`."""
-        if strategy not in STRATEGIES:
-            raise InvalidError(f"strategy {strategy!r} is not known; there is: {', '.join(STRATEGIES)}")
-        names = tuple(self.state.upstreams)
-        if not names:
-            raise ConflictError(f"service {self.state.name} has no upstreams; add some first")
-        policy = self.section.policy(len(names), overrides)
-        rollout_id = f"r-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
-
-        def check(state: Service) -> None:
-            if tuple(state.upstreams) != names:
-                raise ConflictError(f"the upstreams of {state.name} were changed at the same moment; try again")
-            if state.live is not None:
-                raise ConflictError(
-                    f"rollout {state.live.id} to {state.live.version} is live ({state.live.phase}); "
-                    f"one at a time: wait for it, or `trafficd abort {state.name}`"
-                )
-            _refuse_hopeless(state, policy, self.engine.world())
-
-        await self.engine.record(
-            ev.RolloutStarted(
-                service=self.state.name,
-                rollout=rollout_id,
-                version=version,
-                strategy=strategy,
-                policy=policy,
-                upstreams=names,
-                previous={name: upstream.version for name, upstream in self.state.upstreams.items()},
-                actor=actor,
-                message=message,
-                key=key,
-            ),
-            check,
-        )
-        return self.rollout(rollout_id)
-
-    async def rollback(self, *, actor: str = "", key: str | None = None) -> Rollout:
-        """Begin a rollout back: to the stable version where something else runs, else to the one before."""
-        state = self.state
-        strays = [u.id for u in state.upstreams.values() if u.version != state.stable]
-        if state.stable is not None and strays:
-            target = state.stable
-        elif state.history:
-            target = state.history[-1]
-        else:
-            raise ConflictError(
-                f"service {state.name} has no version before {state.stable or 'this one'} in its journal; "
-                f"deploy one by name: trafficd deploy {state.name} VERSION"
-            )
-        return await self.start(target, actor=actor, message="rollback", key=key)
-
-    async def pause(self, rollout_id: str, *, actor: str = "") -> None:
-        """Begin no further upstream; what is in work is brought to an end."""
-        self._live(rollout_id)
-        await self._on_live(ev.Paused(self.state.name, rollout_id, actor), paused=True)
-
-    async def resume(self, rollout_id: str, *, actor: str = "") -> None:
-        """Go on."""
-        self._live(rollout_id)
-        await self._on_live(ev.Resumed(self.state.name, rollout_id, actor), paused=False)
-
-    async def promote(self, rollout_id: str) -> None:
-        rollout = self._live(rollout_id)
-        raise ConflictError(
-            f"rollout {rollout_id} is {rollout.strategy}: it has no share to promote; it goes on by itself"
-        )
-
-    async def abort(self, rollout_id: str, *, revert: bool = True, actor: str = "") -> str | None:
-        """Stop and send all traffic to the old version, at once. Returns a warning, or None.
-
-        Raises `ProxyUnavailableError` where traffic could not be moved; the engine goes on trying.
-        """
-        rollout = self._live(rollout_id)
-        warning = None
-        if rollout.abort is None or rollout.abort.revert != revert:
-            event = ev.AbortRequested(self.state.name, rollout_id, revert, actor)
-            warning = await self.engine.record_first_in_line(event)
-        if self.engine.trouble.proxy:
-            raise ProxyUnavailableError(
-                f"rollout {rollout_id} is aborted, but traffic could not be moved: {self.engine.trouble.proxy}. "
-                "trafficd goes on trying"
-            )
-        return warning
-
-    def _live(self, rollout_id: str) -> Rollout:
-        rollout = self.rollout(rollout_id)
-        if not rollout.live:
-            raise ConflictError(f"rollout {rollout_id} has ended: {rollout.phase}")
-        return rollout
-
-    async def _on_live(self, event: ev.Paused | ev.Resumed, *, paused: bool) -> None:
-        def check(state: Service) -> bool:
-            if state.live is None or state.live.id != event.rollout:
-                raise ConflictError(f"rollout {event.rollout} has ended")
-            if state.live.paused is paused:
-                return False
-            if state.live.phase is Phase.ABORTING:
-                raise ConflictError(f"rollout {event.rollout} is being aborted; an abort goes first")
-            return True
-
-        await self.engine.record(event, check)
-
-    # -- shares ----------------------------------------------------------------------------------------
-
-    async def canary(self, percent: float, *, actor: str = "") -> None:
-        """Give the upstreams of other versions than the stable one this share of the traffic."""
-        least = 100 / self.section.slots
-        if 0 < percent < least:
-            raise InvalidError(
-                f"percent: {percent:g} % is less than one of {self.section.slots} slots ({least:g} %); raise `slots`"
-            )
-
-        def check(state: Service) -> bool:
-            if state.live is not None:
-                raise ConflictError(f"rollout {state.live.id} is live and moves the shares itself")
-            others = [u for u in state.upstreams.values() if not state.regular(u) and u.serving and not u.drained]
-            if not others:
-                raise ConflictError(
-                    f"service {state.name} has no canary: every ready upstream runs {state.stable or 'one version'}"
-                )
-            return state.canary_percent != percent
-
-        await self.engine.record(ev.CanarySet(self.state.name, percent, actor), check)
-        await self.engine.routed_or_raise()
-
-    async def hold(self, *, actor: str = "") -> None:
-        """Let requests wait at the proxy, with nobody behind it."""
-        await self.engine.record(ev.Held(self.state.name, actor), lambda state: not state.held)
-        await self.engine.routed_or_raise()
-
-    async def release(self, *, actor: str = "") -> None:
-        """Let waiting requests go."""
-        await self.engine.record(ev.Released(self.state.name, actor), lambda state: state.held)
-        await self.engine.routed_or_raise()
-
-    async def in_flight(self) -> dict[str, int | None]:
-        """What is open on each upstream now, by id; None where that cannot be known."""
-        upstreams = self.state.upstreams.values()
-        try:
-            async with asyncio.timeout(_COUNT_TIME):
-                counts = await self.engine.parts.pool.in_flight([u.dial for u in upstreams])
-        except Exception as error:  # whatever the adapter met: the state is to be seen all the same
-            log.debug("%s: in-flight counts not readable: %s", self.state.name, error)
-            counts = {}
-        totals = {dial: c.requests + c.streams for dial, c in counts.items() if c is not None}
-        return {u.id: totals.get(u.dial) for u in upstreams}
-
-    # -- addresses -------------------------------------------------------------------------------------
-
-    def taken(self, state: Service, name: str) -> set[str]:
-        """The addresses that an upstream has, will have, or is just being moved to or from."""
-        upstream, rollout = state.upstreams[name], state.live
-        found = {upstream.dial, upstream.spare_dial, upstream.gating.dial if upstream.gating else None}
-        if rollout is not None:
-            found.add(self._named.get((rollout.id, name)))
-            for task in (rollout.forward.get(name), rollout.revert.get(name)):
-                found |= {task.old_dial, task.new_dial} if task is not None and not task.done else set()
-        return {address for address in found if address is not None}
-
-    def _require_free(self, state: Service, address: str, but: str | None = None) -> None:
-        for name in state.upstreams:
-            if name != but and address in self.taken(state, name):
-                raise ConflictError(
-                    f"{address} is already an address of upstream {name}; two upstreams at one address "
-                    "could not be told apart"
-                )
-
 
 def _report(verdict: DrainVerdict, count: Open | None, dial: str) -> DrainReport:
     if verdict is DrainVerdict.UNKNOWN:
@@ -492,14 +258,3 @@ def _report(verdict: DrainVerdict, count: Open | None, dial: str) -> DrainReport
     if verdict is DrainVerdict.DRAINED:
         return DrainReport(True, 0, Cut())
     return DrainReport(False, None if count is None else count.total, cut_of(count))
-
-
-def _refuse_hopeless(state: Service, policy: Policy, world: World) -> None:
-    """Refuse at once what could only end in a time-out: all serve, and not one may be taken out."""
-    total = len(state.upstreams)
-    all_serve = len(available(state, world)) == total
-    if all_serve and policy.order is Order.STOP_FIRST and policy.min_ready >= total:
-        raise ConflictError(
-            f"{state.name} has {total} upstream(s) and min_ready is {policy.min_ready}: replacing one would "
-            f'leave {total - 1}. Use order = "start_first" with a spare_dial, or set min_ready = {total - 1}'
-        )
