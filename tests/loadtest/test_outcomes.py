@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import ssl
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from loadtest.model import ErrorKind, Outcome, Plan, Report, RequestSpec
 from loadtest.runner import run
 from tests.loadtest import servers
 from tests.loadtest.servers import Behaviour, Peer, Received, Server, serving
+from tests.tls import server_context
 
 COUNT = 24
 
@@ -239,35 +238,24 @@ async def test_dial_replaces_the_address_only() -> None:
 # TLS
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Key and self-signed certificate of 127.0.0.1 in one file."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is needed to make a certificate")
-    path = tmp_path_factory.mktemp("tls") / "server.pem"
-    command = f"{openssl} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-    options = f"-subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -keyout {path}.key -out {path}"
-    subprocess.run([*command.split(), *options.split()], check=True, capture_output=True)
-    path.write_bytes(path.read_bytes() + Path(f"{path}.key").read_bytes())
-    return path
+@pytest.fixture
+def authority(tmp_path: Path) -> Path:
+    return tmp_path / "authority.pem"
 
 
 @pytest.fixture
-def tls(certificate: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
+def tls(authority: Path) -> ssl.SSLContext:
+    return server_context("127.0.0.1", authority)
 
 
 async def test_certificates_are_verified_unless_told_otherwise(
-    tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch
+    tls: ssl.SSLContext, authority: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(servers.answer, tls) as server:
         plan = numbered(server)
         distrusted, _ = await send(plan)
         insecure, _ = await send(replace(plan, verify_tls=False))
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority))
         trusted, _ = await send(plan)
     assert distrusted.errors == {ErrorKind.TLS: COUNT}
     assert insecure.status == trusted.status == {200: COUNT}

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections import Counter
 from pathlib import Path
 
 import httpx
 import pytest
-import trustme
 
 from loadtest import runner
 from loadtest.model import Plan, RequestSpec
 from proxy.handler import Transport
 from proxy.model import InFlight, stream_alias
 from tests.proxy.caddy import RealCaddy, Stream
+from tests.tls import server_context
 
 
 def url(caddy: RealCaddy, path: str = "/") -> str:
@@ -173,13 +172,9 @@ async def test_sticky_users_stay_where_they_are_when_a_canary_grows(caddy: RealC
 async def test_upstreams_over_tls_are_verified_by_address_and_get_the_clients_host(
     caddy: RealCaddy, tmp_path: Path
 ) -> None:
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
     secure, stranger = caddy.upstreams["a"], caddy.upstreams["b"]
     await secure.stop()
-    await secure.start(tls=context)
+    await secure.start(tls=server_context("127.0.0.1", tmp_path / "ca.pem"))
     pool = await caddy.serve({"a": 1}, transport=Transport(tls=True, ca=str(tmp_path / "ca.pem")), try_duration=0.5)
     async with httpx.AsyncClient(trust_env=False) as client:
         answer = await client.get(url(caddy), headers={"Host": "shop.example"})
@@ -190,9 +185,7 @@ async def test_upstreams_over_tls_are_verified_by_address_and_get_the_clients_ho
         assert await pool.in_flight([secure.dial]) == {secure.dial: InFlight(0, 1)}
         stream.close()
         await stranger.stop()
-        other = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        trustme.CA().issue_cert("127.0.0.1").configure_cert(other)
-        await stranger.start(tls=other)
+        await stranger.start(tls=server_context("127.0.0.1", tmp_path / "another.pem"))
         await pool.shift({stranger.dial: 1})
         assert (await client.get(url(caddy))).status_code == 502
         assert stranger.hits == 0

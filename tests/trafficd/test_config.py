@@ -613,3 +613,8 @@ def test_what_the_drivers_and_hooks_add_to_the_policy() -> None:
     assert policy.hooks == (StepKind.AFTER_SWAP, StepKind.ON_FAILURE)
     assert service.hooks.argv(StepKind.AFTER_SWAP) == ["h"]
     assert service.hooks.argv(StepKind.DRAIN) is None
+
+
+def test_the_example_configuration_can_be_loaded() -> None:
+    example = Path(__file__).parents[2] / "configs" / "trafficd.toml"
+    assert [upstream.id for upstream in load(example).services["web"].upstreams] == ["a", "b"]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import ssl
 import struct
-import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -16,6 +14,7 @@ from socket import SO_LINGER, SOL_SOCKET
 
 import pytest
 
+from tests.tls import server_context
 from trafficd.health.probe import Check, HttpProbe
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
@@ -323,27 +322,14 @@ async def test_a_cancelled_probe_lets_go_of_its_connection() -> None:
 # -- TLS ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for instance.example, with its key in the same file."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed")
-    path = tmp_path_factory.mktemp("tls") / "pair.pem"
-    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-days", "2", "-subj", "/CN=x", "-addext", "subjectAltName=DNS:instance.example"]
-    command += ["-keyout", str(path), "-out", str(path) + ".crt"]
-    subprocess.run(command, check=True, capture_output=True)
-    with path.open("ab") as pair:
-        pair.write(path.with_name("pair.pem.crt").read_bytes())
-    return path
+@pytest.fixture
+def authority(tmp_path: Path) -> Path:
+    return tmp_path / "authority.pem"
 
 
 @pytest.fixture
-def tls(certificate: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
+def tls(authority: Path) -> ssl.SSLContext:
+    return server_context("instance.example", authority)
 
 
 async def test_tls_without_a_check_of_the_certificate(tls: ssl.SSLContext) -> None:
@@ -355,13 +341,13 @@ async def test_tls_with_an_authority_that_is_not_ours(tls: ssl.SSLContext) -> No
     async with serving(saying(OK), tls) as server:
         said = await HttpProbe(Check(tls=True))(server.dial)
     assert said is not None
-    assert said.startswith(f"{server.dial}/healthz: its certificate is not accepted: self-signed")
+    assert said.startswith(f"{server.dial}/healthz: its certificate is not accepted: unable to get local issuer")
     assert server.heads == []
 
 
-async def test_tls_checks_the_name_that_is_asked_for(tls: ssl.SSLContext, certificate: Path) -> None:
+async def test_tls_checks_the_name_that_is_asked_for(tls: ssl.SSLContext, authority: Path) -> None:
     """By default the host of the address, as Caddy does; the Host header is another matter."""
-    ours = ssl.create_default_context(cafile=certificate)
+    ours = ssl.create_default_context(cafile=authority)
     check = Check(tls=True, host="public.example")
     async with serving(saying(OK), tls) as server:
         said = await HttpProbe(check, verify=ours)(server.dial)
