@@ -333,6 +333,17 @@ def _take_out(servers: Json, ids: Collection[str], but: str | None = None) -> No
             del servers[name]
 
 
+def present(config: Json | None, route: Route) -> bool:
+    """Whether the configuration has this very route, in a server that listens where it is to."""
+    servers = (config or {}).get("apps", {}).get("http", {}).get("servers", {})
+    for server in servers.values():
+        for existing in server.get("routes", []):
+            if existing.get("@id") == route.id:
+                listening = {listen_key(address) for address in server.get("listen", [])}
+                return {listen_key(a) for a in route.listen} <= listening and existing == build_route(route)
+    return False
+
+
 def route_ids(config: Json | None) -> frozenset[str]:
     """The ids of all routes of ours in a configuration."""
     servers = (config or {}).get("apps", {}).get("http", {}).get("servers", {})

@@ -314,6 +314,28 @@ def canary(options: Options, service: str, percent: float) -> None:
 
 @main.command()
 @click.argument("service")
+@click.option("--reason", required=True, help="Why no rollout is to begin; shown to whoever tries.")
+@click.option("--for", "duration", help='How long, such as "12h".')
+@click.option("--until", help="Until when, such as 2026-12-27T08:00:00+01:00.")
+@connected
+def freeze(options: Options, service: str, reason: str, duration: str | None, until: str | None) -> None:
+    """Let no rollout begin; a rollback may. Without --for and --until: until thawed."""
+    given = {"reason": reason, "for": duration, "until": until}
+    body = {key: value for key, value in given.items() if value is not None}
+    answer = options.client().call("POST", f"/v1/services/{_name(service)}/freeze", body, _actor())
+    options.say(answer, show.service)
+
+
+@main.command()
+@click.argument("service")
+@connected
+def thaw(options: Options, service: str) -> None:
+    """Let rollouts begin again."""
+    options.say(options.client().call("POST", f"/v1/services/{_name(service)}/thaw", {}, _actor()), show.service)
+
+
+@main.command()
+@click.argument("service")
 @connected
 def hold(options: Options, service: str) -> None:
     """Let requests wait at the proxy, with nobody behind it."""

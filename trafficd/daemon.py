@@ -16,15 +16,16 @@ import signal
 import socket
 import ssl
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
 from proxy.admin import Admin
-from proxy.errors import CaddyUnreachableError, ConfigConflictError, ProxyError
 from proxy.handler import Route, Transport
-from proxy.install import install, prepare_root
+from proxy.install import prepare_root
 from proxy.pools import OpenCounts, SlotPool
 from proxy.server import CaddyServer
 from proxy.slots import SlotDirectory
@@ -35,6 +36,7 @@ from trafficd.core.reconcile import Configured, reconcile
 from trafficd.engine import Engine, Parts
 from trafficd.errors import ConfigError, StateError, TrafficdError
 from trafficd.health.probe import Check, HttpProbe
+from trafficd.link import Link, Linked
 from trafficd.operate import Operator
 from trafficd.ports import Driver
 from trafficd.store.sqlite import SqliteJournal, StateLock
@@ -45,7 +47,6 @@ from trafficd.swap.process import CommandRunner
 
 log = logging.getLogger("trafficd.daemon")
 
-_RETRY = 1.0  # s between attempts to reach Caddy
 _GRACE = 2.0  # s that API requests under way have when the daemon stops
 
 
@@ -89,14 +90,13 @@ class Daemon:
                 stack.push_async_callback(self._leave_caddy)
             await self._open_services()
             stack.push_async_callback(self._close_services)
-            tasks = [asyncio.create_task(self._connect())]
-            if self._caddy is not None:
-                tasks.append(asyncio.create_task(self._keep_caddy(self._caddy)))
-            stack.push_async_callback(_cancel, tasks)
-            await self._first(tasks[0])
+            link = self._link()
+            linking = asyncio.create_task(link.run())
+            stack.push_async_callback(_cancel, [linking])
+            await self._tied(link, linking)
             runner = await self._serve()
             stack.push_async_callback(runner.cleanup)
-            await self._wait(tasks)
+            await self._until_stopped(linking)
 
     def stop(self, *, with_caddy: bool = False) -> None:
         """End `run`. A Caddy of our own serves on unless `with_caddy`."""
@@ -180,60 +180,36 @@ class Daemon:
 
     # -- Caddy -----------------------------------------------------------------------------------------
 
-    async def _connect(self) -> None:
-        """Bring Caddy to serve our routes; again and again while it cannot be reached."""
+    def _link(self) -> Link:
+        """What keeps our routes in Caddy."""
         root = self._slots_root
-        routes = [route_of(name, section, root) for name, section in self.config.services.items()]
-        while True:
-            try:
-                written = await install(self._admin, routes, root)
-            except (CaddyUnreachableError, ConfigConflictError) as error:
-                self._caddy_trouble(str(error))
-                await asyncio.sleep(_RETRY)
-                continue
-            self._caddy_trouble("")
-            what = "our routes were written into Caddy's configuration" if written else "Caddy has our routes already"
-            log.info("%s; it resolves our slots", what)
-            return
-
-    def _caddy_trouble(self, text: str) -> None:
-        for engine in self.engines.values():
-            engine.troubled("caddy", text)
-
-    async def _keep_caddy(self, caddy: CaddyServer) -> None:
-        """Start our own Caddy again when it is gone."""
-        while True:
-            await asyncio.sleep(_RETRY)
-            if caddy.pid() is not None:
-                continue
-            log.error("our Caddy is gone; it is started again")
-            try:
-                await caddy.start()
-                await self._connect()
-            except ProxyError as error:
-                log.error("our Caddy cannot be started: %s", error)
+        services = {
+            name: Linked(route_of(name, section, root), section.restore, self.engines[name])
+            for name, section in self.config.services.items()
+        }
+        elsewhere = [section.slots_path for section in self.config.services.values() if section.slots_path]
+        return Link(self._admin, services, root, elsewhere[0] if elsewhere else None, self._caddy)
 
     async def _leave_caddy(self) -> None:
         if self._caddy is not None and self.stop_caddy:
             await self._caddy.stop()
             log.info("our Caddy is stopped")
 
-    async def _first(self, connecting: asyncio.Task[None]) -> None:
-        """Give the first attempt to reach Caddy the time it needs, so that what is fatal is known at once."""
-        timeout = self.config.caddy.timeout + _RETRY
-        stopped = asyncio.create_task(self.stopping.wait())
-        await asyncio.wait((connecting, stopped), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if connecting.done():
-            connecting.result()
+    async def _tied(self, link: Link, linking: asyncio.Task[None]) -> None:
+        """Return after the first attempt to reach Caddy, so that what is fatal is known before we serve."""
+        waits = [asyncio.create_task(event.wait()) for event in (link.tried, self.stopping)]
+        await asyncio.wait((linking, *waits), return_when=asyncio.FIRST_COMPLETED)
+        await _cancel(waits)
+        await asyncio.sleep(0)
+        if linking.done():
+            linking.result()
 
-    async def _wait(self, tasks: list[asyncio.Task[None]]) -> None:
+    async def _until_stopped(self, linking: asyncio.Task[None]) -> None:
         stopped = asyncio.create_task(self.stopping.wait())
-        pending = {*tasks, stopped}
-        while not stopped.done():
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {stopped}:
-                task.result()  # what is fatal ends the daemon
+        await asyncio.wait((linking, stopped), return_when=asyncio.FIRST_COMPLETED)
+        await _cancel([stopped])
+        if linking.done():
+            linking.result()  # what is fatal ends the daemon
 
     # -- the API ---------------------------------------------------------------------------------------
 
@@ -352,7 +328,7 @@ def _remove_stale(path: Path) -> None:
     raise StateError(f"daemon.socket {path}: another daemon listens there; name another path")
 
 
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

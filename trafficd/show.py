@@ -56,6 +56,8 @@ def _service_parts(view: Json) -> list[RenderableType]:
         title.append("  HELD: requests wait", style="yellow")
     if view["canary_percent"] is not None:
         title.append(f"  canary {view['canary_percent']:g} %")
+    if view["freeze"] is not None:
+        title.append(f"  FROZEN {_freeze(view['freeze'])}", style="cyan")
     parts: list[RenderableType] = [title, _upstreams(view["upstreams"])]
     if view["panic"]:
         parts.append(Text(view["panic"], style="red"))
@@ -64,6 +66,14 @@ def _service_parts(view: Json) -> list[RenderableType]:
         parts.append(Text(_headline(view["rollout"])))
     parts += [Text(f"  waits for {_wait(wait)}") for wait in view["waits"]]
     return parts
+
+
+def _freeze(freeze: Json) -> str:
+    by = f" by {freeze['actor']}" if freeze["actor"] else ""
+    end = "until thawed"
+    if freeze["until"] is not None:
+        end = f"until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(freeze['until']))}"
+    return f"{end}{by}: {freeze['reason']}"
 
 
 def _upstreams(found: Sequence[Json]) -> Table:

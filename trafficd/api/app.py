@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +127,21 @@ class Api:
         operator = self._operator(request)
         await read(request, schema.Nothing)
         await operator.release(actor=_actor(request))
+        return answer(await self._view(operator))
+
+    async def freeze(self, request: web.Request) -> web.StreamResponse:
+        operator = self._operator(request)
+        wanted = await read(request, schema.FreezeService)
+        until = wanted.until.timestamp() if wanted.until else None
+        if wanted.duration is not None:
+            until = time.time() + wanted.duration
+        await operator.freeze(wanted.reason, until, actor=_actor(request))
+        return answer(await self._view(operator))
+
+    async def thaw(self, request: web.Request) -> web.StreamResponse:
+        operator = self._operator(request)
+        await read(request, schema.Nothing)
+        await operator.thaw(actor=_actor(request))
         return answer(await self._view(operator))
 
     # -- rollouts --------------------------------------------------------------------------------------
@@ -287,6 +303,10 @@ class Api:
             Endpoint("POST", service + "/hold", "Let requests wait", self.hold, schema.ServiceView, schema.Nothing,
                      problems=changed),
             Endpoint("POST", service + "/release", "Let waiting requests go", self.release, schema.ServiceView,
+                     schema.Nothing, problems=changed),
+            Endpoint("POST", service + "/freeze", "Let no rollout begin", self.freeze, schema.ServiceView,
+                     schema.FreezeService, problems=changed),
+            Endpoint("POST", service + "/thaw", "Let rollouts begin again", self.thaw, schema.ServiceView,
                      schema.Nothing, problems=changed),
             Endpoint("GET", "/v1/rollouts", "The newest rollouts", self.rollouts, schema.RolloutList,
                      problems=(404, 422), query=_NEWEST),

@@ -5,7 +5,16 @@ from __future__ import annotations
 import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    WithJsonSchema,
+    model_validator,
+)
 
 from trafficd.config import RolloutOverrides
 from trafficd.config.values import Amount, Count, Dial, Name, Parallel, Positive, Seconds, Version
@@ -84,6 +93,18 @@ class Canary(Request):
     percent: Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
 
 
+class FreezeService(Request):
+    reason: Annotated[Text, Field(min_length=1)]
+    duration: LongDuration | None = Field(default=None, alias="for")
+    until: Annotated[AwareDatetime, Field(strict=False)] | None = None
+
+    @model_validator(mode="after")
+    def _one_end(self) -> FreezeService:
+        if self.duration is not None and self.until is not None:
+            raise ValueError("give for or until, not both")
+        return self
+
+
 class Nothing(Request):
     """No body, or an empty object."""
 
@@ -153,11 +174,18 @@ class RolloutView(Answer):
     waits: list[WaitView]
 
 
+class FreezeView(Answer):
+    reason: str
+    until: float | None = Field(description="seconds since the epoch; null: until thawed")
+    actor: str
+
+
 class ServiceView(Answer):
     name: str
     stable: str | None
     held: bool
     canary_percent: float | None
+    freeze: FreezeView | None
     upstreams: list[UpstreamView]
     rollout: RolloutView | None
     waits: list[WaitView]

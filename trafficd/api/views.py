@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from trafficd.api import schema
 from trafficd.core.events import Event
 from trafficd.core.machine import fold
-from trafficd.core.model import Cut, Rollout, Service, StepRecord, Upstream, Wait
+from trafficd.core.model import Cut, Freeze, Rollout, Service, StepRecord, Upstream, Wait
 from trafficd.engine import Engine
 from trafficd.errors import NotFoundError
 from trafficd.ports import Entry
@@ -26,6 +26,7 @@ def service_view(engine: Engine, in_flight: Mapping[str, int | None]) -> schema.
         stable=state.stable,
         held=state.held,
         canary_percent=state.canary_percent,
+        freeze=_freeze_view(state.freeze),
         upstreams=[
             _upstream_view(engine, upstream, shares, total, in_flight.get(upstream.id))
             for upstream in state.upstreams.values()
@@ -35,6 +36,12 @@ def service_view(engine: Engine, in_flight: Mapping[str, int | None]) -> schema.
         panic=engine.panic,
         trouble=engine.trouble.lines(),
     )
+
+
+def _freeze_view(freeze: Freeze | None) -> schema.FreezeView | None:
+    if freeze is None or not freeze.holds(time.time()):
+        return None
+    return schema.FreezeView(reason=freeze.reason, until=freeze.until, actor=freeze.actor)
 
 
 def _upstream_view(

@@ -151,6 +151,7 @@ class ServiceSection(Section):
     control: Literal["slots", "admin"] = "slots"
     slots: Annotated[int, Field(ge=1, le=10_000)] = 100
     slots_path: Annotated[str, AfterValidator(values.plain_path)] | None = None
+    restore: bool = True
     affinity: Literal["none", "cookie", "client_ip"] = "none"
     try_duration: Positive = 30.0
     try_interval: Positive = 0.05

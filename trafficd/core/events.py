@@ -108,6 +108,24 @@ class Released:
 
 
 @dataclass(frozen=True)
+class Frozen:
+    """No rollouts begin until then (None: until thawed); a rollback may."""
+
+    service: str
+    reason: str
+    until: float | None = None
+    actor: str = ""
+    type: Literal["frozen"] = "frozen"
+
+
+@dataclass(frozen=True)
+class Thawed:
+    service: str
+    actor: str = ""
+    type: Literal["thawed"] = "thawed"
+
+
+@dataclass(frozen=True)
 class RolloutStarted:
     service: str
     rollout: str
@@ -229,6 +247,8 @@ ServiceEvent = (
     | CanarySet
     | Held
     | Released
+    | Frozen
+    | Thawed
 )
 RolloutEvent = (
     RolloutStarted

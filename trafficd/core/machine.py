@@ -14,6 +14,7 @@ from trafficd.core import events as ev
 from trafficd.core.model import (
     Abort,
     Direction,
+    Freeze,
     Gating,
     Phase,
     Rollout,
@@ -55,6 +56,10 @@ def advance(service: Service, at: float, event: ev.Event) -> Service:
             return replace(service, held=True)
         case ev.Released():
             return replace(service, held=False)
+        case ev.Frozen(reason=reason, until=until, actor=actor):
+            return replace(service, freeze=Freeze(reason, until, actor))
+        case ev.Thawed():
+            return replace(service, freeze=None)
         case ev.RolloutStarted():
             return _rollout_started(service, at, event)
         case _:

@@ -248,6 +248,18 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Freeze:
+    """No rollouts begin until `until` (None: until somebody thaws the service)."""
+
+    reason: str
+    until: float | None
+    actor: str
+
+    def holds(self, now: float) -> bool:
+        return self.until is None or now < self.until
+
+
+@dataclass(frozen=True)
 class Service:
     """Everything the journal knows about one service."""
 
@@ -257,6 +269,7 @@ class Service:
     mixing: str | None = None  # a second version that may receive traffic beside the stable one
     canary_percent: float | None = None
     held: bool = False
+    freeze: Freeze | None = None
     rollout: Rollout | None = None  # the newest one, live or ended
     history: tuple[str, ...] = ()  # stable versions, oldest first
 

@@ -51,6 +51,8 @@ class Stage:
     start_options: Sequence[str] = ()
     spares: bool = False  # a second address for every upstream
     slots: int = 100
+    caddy: str = ""  # more lines for [caddy]
+    service: str = ""  # more lines for [services.web]
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="trafficd-")))
     daemon: subprocess.Popen[bytes] | None = None
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -97,9 +99,11 @@ socket = "{self.socket}"
 [caddy]
 admin = "{self.admin_url}"
 managed = true
+{self.caddy}
 [services.web]
 listen = ["127.0.0.1:{self.public}"]
 slots = {self.slots}
+{self.service}
 {upstreams}
 [services.web.swap]
 {swap}

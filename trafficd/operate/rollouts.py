@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from trafficd.config import RolloutOverrides
 from trafficd.core import events as ev
-from trafficd.core.model import Order, Phase, Policy, Rollout, Service, World
+from trafficd.core.model import Freeze, Order, Phase, Policy, Rollout, Service, World
 from trafficd.core.routing import available
 from trafficd.errors import ConflictError, InvalidError, ProxyUnavailableError
 from trafficd.operate.requests import Requests
@@ -29,8 +29,9 @@ class RolloutRequests(Requests):
         actor: str = "",
         message: str = "",
         key: str | None = None,
+        back: bool = False,
     ) -> Rollout:
-        """Begin a rollout of `version`."""
+        """Begin a rollout of `version`. `back`: to a version that ran before, which a freeze does not forbid."""
         if strategy not in STRATEGIES:
             raise InvalidError(f"strategy {strategy!r} is not known; there is: {', '.join(STRATEGIES)}")
         names = tuple(self.state.upstreams)
@@ -47,6 +48,8 @@ class RolloutRequests(Requests):
                     f"rollout {state.live.id} to {state.live.version} is live ({state.live.phase}); "
                     f"one at a time: wait for it, or `trafficd abort {state.name}`"
                 )
+            if not back:
+                _refuse_frozen(state, time.time())
             _refuse_hopeless(state, policy, self.engine.world())
 
         await self.engine.record(
@@ -79,7 +82,19 @@ class RolloutRequests(Requests):
                 f"service {state.name} has no version before {state.stable or 'this one'} in its journal; "
                 f"deploy one by name: trafficd deploy {state.name} VERSION"
             )
-        return await self.start(target, actor=actor, message="rollback", key=key)
+        return await self.start(target, actor=actor, message="rollback", key=key, back=True)
+
+    async def freeze(self, reason: str, until: float | None, *, actor: str = "") -> None:
+        """Let no rollout begin until then (seconds since the epoch; None: until thawed)."""
+        if until is not None and until <= time.time():
+            raise InvalidError(f"until: {moment(until)} is over already")
+        wanted = Freeze(reason, until, actor)
+        event = ev.Frozen(self.state.name, reason, until, actor)
+        await self.engine.record(event, lambda state: state.freeze != wanted)
+
+    async def thaw(self, *, actor: str = "") -> None:
+        """Let rollouts begin again."""
+        await self.engine.record(ev.Thawed(self.state.name, actor), lambda state: state.freeze is not None)
 
     async def pause(self, rollout_id: str, *, actor: str = "") -> None:
         """Begin no further upstream; what is in work is brought to an end."""
@@ -131,6 +146,21 @@ class RolloutRequests(Requests):
             return True
 
         await self.engine.record(event, check)
+
+
+def _refuse_frozen(state: Service, now: float) -> None:
+    freeze = state.freeze
+    if freeze is not None and freeze.holds(now):
+        until = "until somebody thaws it" if freeze.until is None else f"until {moment(freeze.until)}"
+        raise ConflictError(
+            f"{state.name} is frozen {until}{f' by {freeze.actor}' if freeze.actor else ''}: {freeze.reason}. "
+            f"If it must be: trafficd thaw {state.name}. A rollback is always possible"
+        )
+
+
+def moment(at: float) -> str:
+    """A point in time, for people, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 
 def _refuse_hopeless(state: Service, policy: Policy, world: World) -> None:
