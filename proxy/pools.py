@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from proxy import table
-from proxy.admin import Admin
+from proxy.admin import Admin, Row
 from proxy.errors import ProxyError, SlotError
 from proxy.handler import static_dials
 from proxy.model import InFlight, Table, stream_alias
@@ -33,14 +33,17 @@ class OpenCounts:
     def __init__(self, admin: Admin) -> None:
         self._admin = admin
         self._static: frozenset[str] = frozenset()
+        self._static_etag = ""
         self._static_at = float("-inf")
+        self._asking = asyncio.Lock()
+        self._next: asyncio.Task[list[Row]] | None = None
 
     async def read(self, dials: Iterable[str], *, split: bool) -> dict[str, InFlight | None]:
         """What is open on each address; `split`: streams are counted under a spelling of their own."""
         wanted = list(dials)
         try:
             static = await self._static_dials()
-            rows = await self._admin.upstreams()
+            rows = await self._rows()
         except ProxyError as error:
             log.debug("in-flight counts not readable: %s", error)
             return dict.fromkeys(wanted)
@@ -59,11 +62,31 @@ class OpenCounts:
             counts[dial] = None if requests is None or streams is None else InFlight(requests, streams)
         return counts
 
+    async def _rows(self) -> list[Row]:
+        """Caddy's list, not older than the question; those who ask while a call is under way share the next one."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._ask())
+            self._next.add_done_callback(_heard)
+        return await asyncio.shield(self._next)
+
+    async def _ask(self) -> list[Row]:
+        async with self._asking:
+            self._next = None
+            return await self._admin.upstreams()
+
     async def _static_dials(self) -> frozenset[str]:
         if time.monotonic() - self._static_at > _STATIC_AGE:
-            config, _ = await self._admin.config()
-            self._static, self._static_at = static_dials(config), time.monotonic()
+            config, etag = await self._admin.config()
+            if etag != self._static_etag:
+                self._static, self._static_etag = static_dials(config), etag
+            self._static_at = time.monotonic()
         return self._static
+
+
+def _heard(task: asyncio.Task[list[Row]]) -> None:
+    """Take note of an error that nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 class SlotPool:

@@ -7,13 +7,13 @@ import sys
 
 import uvloop
 
-from tests.bench import drain, idle, rolling, shift
+from tests.bench import drain, idle, many, rolling, shift
 from tests.bench.figure import Figure
 
 
 async def measure() -> list[Figure]:
     figures: list[Figure] = []
-    for module in (shift, drain, rolling, idle):
+    for module in (shift, drain, rolling, idle, many):
         print(f"measuring: {module.__doc__.splitlines()[0]}", file=sys.stderr, flush=True)  # type: ignore[union-attr]
         figures += await module.measure()
     return figures

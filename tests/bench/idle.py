@@ -26,23 +26,23 @@ class Idle(Stage):
 
     async def listen(self) -> None:
         self.servers = [
-            await asyncio.start_server(_answer, "127.0.0.1", self.ports[index]) for index in range(self.instances)
+            await asyncio.start_server(self.answer, "127.0.0.1", self.ports[index]) for index in range(self.instances)
         ]
 
     def hang_up(self) -> None:
         for server in self.servers:
             server.close()
 
-
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
-        await writer.drain()
-    except (OSError, asyncio.IncompleteReadError):
-        pass
-    finally:
-        writer.close()
+    @staticmethod
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+            await writer.drain()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
 
 
 async def measure() -> list[Figure]:

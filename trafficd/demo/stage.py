@@ -51,6 +51,7 @@ class Stage:
     start_options: Sequence[str] = ()
     spares: bool = False  # a second address for every upstream
     slots: int = 100
+    looked_at: str = "/v1/services/web"
     caddy: str = ""  # more lines for [caddy]
     service: str = ""  # more lines for [services.web]
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="trafficd-")))
@@ -174,7 +175,7 @@ slots = {self.slots}
                 return None
         client = self.client()
         try:
-            return client.call("GET", "/v1/services/web")
+            return client.call("GET", self.looked_at)
         except TrafficdError:
             return None
         finally:
