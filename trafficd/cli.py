@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,9 @@ from trafficd import config as configuration
 from trafficd import daemon, show
 from trafficd.client import Client, Json, RefusedError, read_token
 from trafficd.errors import ConfigError, ConflictError, DaemonUnreachableError, TrafficdError
+from trafficd.listen import hand_over
+
+_RELOAD = 30.0  # s that a reload may take
 
 NOT_ACHIEVED, USAGE, UNREACHABLE = 1, 2, 3
 
@@ -118,16 +122,42 @@ def main() -> None:
 @click.option("--config", "path", help="Configuration file. [$TRAFFICD_CONFIG, else /etc/trafficd/trafficd.toml]")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 def run(path: str | None, log_level: str) -> None:
-    """Run the daemon. SIGTERM ends it; SIGINT ends a Caddy of our own with it."""
+    """Run the daemon. SIGTERM ends it, SIGINT a Caddy of our own with it; SIGHUP takes up a changed configuration."""
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpcore", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # It tells of every line that is no HTTP, with a traceback; our own errors are logged by the API.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     with exit_status():
-        loaded = configuration.load(path or configuration.default_path())
+        path = path or configuration.default_path()
+        loaded = configuration.load(path)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
-            loop.run(daemon.run(loaded))
+            sockets = loop.run(daemon.run(loaded, path))
+        if sockets is not None:
+            arguments = [sys.executable, "-m", "trafficd", "run", "--config", path, "--log-level", log_level]
+            os.execve(sys.executable, arguments, {**os.environ, **hand_over(sockets)})
+
+
+@main.command()
+@connected
+def reload(options: Options) -> None:
+    """Let the daemon take up its changed configuration, without a gap."""
+    client = options.client()
+    before = client.call("GET", "/healthz")["started_at"]
+    client.call("POST", "/v1/reload", {})
+    options.say(_restarted(client, before), lambda health: f"reloaded: {health['services']} services")
+
+
+def _restarted(client: Client, before: float) -> Json:
+    """The daemon's health in its next life."""
+    deadline = time.monotonic() + _RELOAD
+    while True:
+        health = client.call("GET", "/healthz")
+        if health["started_at"] != before:
+            return health
+        if time.monotonic() > deadline:
+            raise TrafficdError(f"the daemon did not start again within {_RELOAD:g} s; look at its log")
+        time.sleep(0.1)
 
 
 # -- state -------------------------------------------------------------------------------------------------

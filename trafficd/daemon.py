@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 import ssl
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,14 +30,16 @@ from proxy.server import CaddyServer
 from proxy.slots import SlotDirectory
 from trafficd.api.app import build
 from trafficd.api.guard import Guard, read_token
-from trafficd.config import Config, ServiceSection
+from trafficd.config import Config, ServiceSection, load
 from trafficd.core.reconcile import Configured, reconcile
 from trafficd.engine import Engine, Parts
-from trafficd.errors import ConfigError, StateError, TrafficdError
+from trafficd.errors import ConfigError, ConflictError, StateError, TrafficdError
 from trafficd.health.probe import Check, HttpProbe
 from trafficd.link import Link, Linked
+from trafficd.listen import inherited, tcp_socket, unix_socket
 from trafficd.operate import Operator
 from trafficd.ports import Driver
+from trafficd.reload import refusals
 from trafficd.store.sqlite import SqliteJournal, StateLock
 from trafficd.swap.command import CommandDriver
 from trafficd.swap.external import ExternalDriver
@@ -58,6 +59,9 @@ class Daemon:
     engines: dict[str, Engine] = field(default_factory=dict)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     stop_caddy: bool = False
+    path: str | None = None  # where the configuration was read from
+    again: bool = False  # whether to be started again in place
+    sockets: dict[str, socket.socket] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         state = self.config.daemon.state_dir
@@ -97,6 +101,22 @@ class Daemon:
             runner = await self._serve()
             stack.push_async_callback(runner.cleanup)
             await self._until_stopped(linking)
+
+    def reload(self) -> None:
+        """Take up a changed configuration: end, to be started again in place.
+
+        Raises `ConfigError` when it cannot be used, `ConflictError` when it must not be now.
+        """
+        if self.path is None:
+            raise ConflictError("this daemon was started without a configuration file")
+        wanted = load(self.path)
+        live = {name: engine.state.live.id for name, engine in self.engines.items() if engine.state.live is not None}
+        refused = refusals(self.config, wanted, live)
+        if refused:
+            raise ConflictError("; ".join(refused))
+        log.info("%s is taken up", self.path)
+        self.again = True
+        self.stopping.set()
 
     def stop(self, *, with_caddy: bool = False) -> None:
         """End `run`. A Caddy of our own serves on unless `with_caddy`."""
@@ -218,21 +238,30 @@ class Daemon:
         guard = None
         if section.listen is not None and section.token_file is not None:
             guard = Guard(read_token(section.token_file), section.allowed_hosts, section.allowed_origins)
-        app = build(self._operators, self._journal, guard)
+        app = build(self._operators, self._journal, guard, self.reload)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE, handler_cancellation=False)
         await runner.setup()
         try:
-            if section.socket is not None:
-                await web.SockSite(runner, unix_socket(section.socket)).start()
-                log.info("listening on %s", section.socket)
-            if section.listen is not None:
-                host, _, port = section.listen.rpartition(":")
-                await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
-                log.info("listening on %s, with a token", section.listen)
-        except OSError as error:
+            self._listen(inherited(os.environ))
+        except TrafficdError:
             await runner.cleanup()
-            raise StateError(f"the API cannot listen: {error.strerror or error}") from error
+            raise
+        for place, listener in self.sockets.items():
+            # A copy: the site closes what it is given, and the next life of the daemon wants the socket.
+            await web.SockSite(runner, listener.dup()).start()
+            log.info("listening on %s", place)
         return runner
+
+    def _listen(self, found: dict[str, socket.socket]) -> None:
+        section = self.config.daemon
+        if section.socket is not None:
+            place = str(section.socket)
+            self.sockets[place] = found.pop(place) if place in found else unix_socket(section.socket)
+        if section.listen is not None:
+            place = section.listen
+            self.sockets[place] = found.pop(place) if place in found else tcp_socket(place)
+        for forgotten in found.values():
+            forgotten.close()
 
 
 def route_of(name: str, section: ServiceSection, root: Path) -> Route:
@@ -286,58 +315,32 @@ def _verify(name: str, section: ServiceSection) -> ssl.SSLContext | bool:
         raise ConfigError(f"services.{name}.transport.tls_ca: {section.transport.tls_ca}: {error}") from error
 
 
-def unix_socket(path: Path) -> socket.socket:
-    """A listening unix socket, readable and writable by owner and group only.
-
-    Raises `StateError` when somebody already listens there.
-    """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path)
-        mask = os.umask(0o117)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
-        listener.listen(128)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise StateError(f"daemon.socket {path}: cannot listen there: {error.strerror or error}") from error
-    except TrafficdError:
-        listener.close()
-        raise
-    return listener
-
-
-def _remove_stale(path: Path) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise StateError(f"daemon.socket {path} is a file of another kind; remove it or name another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(1.0)
-        try:
-            client.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-            return
-    raise StateError(f"daemon.socket {path}: another daemon listens there; name another path")
-
-
 async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def run(config: Config) -> None:
-    """Run a daemon until SIGTERM (a Caddy of our own serves on) or SIGINT (it ends too)."""
-    daemon = Daemon(config)
+async def run(config: Config, path: str) -> dict[str, socket.socket] | None:
+    """Run a daemon until SIGTERM (a Caddy of our own serves on) or SIGINT (it ends too).
+
+    After a reload (SIGHUP, or asked for by the API): the sockets for the next life of the process.
+    """
+    daemon = Daemon(config, path=path)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, daemon.stop)
     loop.add_signal_handler(signal.SIGINT, lambda: daemon.stop(with_caddy=True))
+    loop.add_signal_handler(signal.SIGHUP, _reload, daemon)
     await daemon.run()
+    if daemon.again and not daemon.stop_caddy:
+        return daemon.sockets
+    for listener in daemon.sockets.values():
+        listener.close()
+    return None
+
+
+def _reload(daemon: Daemon) -> None:
+    try:
+        daemon.reload()
+    except TrafficdError as error:
+        log.error("not reloaded, the configuration stays as it was: %s", error)

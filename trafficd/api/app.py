@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -19,7 +19,7 @@ from trafficd.api.problems import problems
 from trafficd.api.stream import OPEN, cut_streams, stream
 from trafficd.config import RolloutOverrides
 from trafficd.core.events import RolloutStarted
-from trafficd.errors import ConflictError, InvalidError, NotFoundError
+from trafficd.errors import ConfigError, ConflictError, InvalidError, NotFoundError
 from trafficd.operate import Operator
 from trafficd.store.sqlite import SqliteJournal
 
@@ -35,6 +35,8 @@ class Api:
 
     operators: Mapping[str, Operator]
     journal: SqliteJournal
+    reload_daemon: Callable[[], None] | None = None
+    started_at: float = field(default_factory=time.time)
 
     # -- services --------------------------------------------------------------------------------------
 
@@ -269,9 +271,23 @@ class Api:
     async def healthz(self, request: web.Request) -> web.StreamResponse:
         trouble = [line for op in self.operators.values() for line in op.engine.trouble.lines()]
         view = schema.HealthView(
-            ok=not trouble, version=trafficd.__version__, services=len(self.operators), trouble=trouble
+            ok=not trouble,
+            version=trafficd.__version__,
+            services=len(self.operators),
+            started_at=self.started_at,
+            trouble=trouble,
         )
         return answer(view, 200 if not trouble else 503)
+
+    async def reload(self, request: web.Request) -> web.StreamResponse:
+        await read(request, schema.Nothing)
+        if self.reload_daemon is None:
+            raise ConflictError("this daemon cannot be reloaded; restart it")
+        try:
+            self.reload_daemon()
+        except ConfigError as error:
+            raise InvalidError(str(error)) from error
+        return answer(schema.Reloading(), 202)
 
     async def openapi(self, request: web.Request) -> web.StreamResponse:
         document = openapi(self.endpoints(), trafficd.__version__)
@@ -322,6 +338,8 @@ class Api:
                      schema.AbortView, schema.AbortRollout, problems=changed),
             Endpoint("GET", "/v1/events", "The newest events of the journal", self.events, schema.EventList,
                      problems=(404, 422), query=_NEWEST),
+            Endpoint("POST", "/v1/reload", "Take up a changed configuration", self.reload, schema.Reloading,
+                     schema.Nothing, 202, (409, 422)),
             Endpoint("GET", "/healthz", "Is the daemon well?", self.healthz, schema.HealthView, ill=503),
             Endpoint("GET", "/openapi.json", "This document", self.openapi),
         ]  # fmt: skip
@@ -344,9 +362,14 @@ def _limit(request: web.Request) -> int:
     return int(text)
 
 
-def build(operators: Mapping[str, Operator], journal: SqliteJournal, guard: guarding.Guard | None) -> web.Application:
+def build(
+    operators: Mapping[str, Operator],
+    journal: SqliteJournal,
+    guard: guarding.Guard | None,
+    reload_daemon: Callable[[], None] | None = None,
+) -> web.Application:
     """The application, ready for a runner."""
-    api = Api(operators, journal)
+    api = Api(operators, journal, reload_daemon)
     app = web.Application(
         middlewares=[problems, guarding.middleware(guard), idempotency.middleware(journal), problems],
         client_max_size=BODY_LIMIT,

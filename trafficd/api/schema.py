@@ -228,7 +228,12 @@ class HealthView(Answer):
     ok: bool
     version: str
     services: int
+    started_at: float = Field(description="seconds since the epoch; another one after a restart or a reload")
     trouble: list[str]
+
+
+class Reloading(Answer):
+    reloading: bool = True
 
 
 class Problem(Answer):

@@ -1,0 +1,45 @@
+"""What a changed configuration must not change while the daemon lives. Pure.
+
+A reload starts the daemon anew in place: it folds the journal and goes on, as after any restart. So nearly everything
+may change; not where the daemon itself lives, and not what a live rollout stands on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from trafficd.config import Config, ServiceSection
+
+_HOME = ("state_dir", "socket", "listen")
+_UNDER_A_ROLLOUT = ("upstreams", "swap", "hooks", "slots", "route", "control", "affinity")
+
+
+def refusals(old: Config, new: Config, live: Mapping[str, str]) -> list[str]:
+    """Why the change must not be taken up now, one line a reason; `live`: the live rollout of each service."""
+    return [*_home(old, new), *_live(old, new, live)]
+
+
+def _home(old: Config, new: Config) -> Iterator[str]:
+    for key in _HOME:
+        if getattr(old.daemon, key) != getattr(new.daemon, key):
+            yield f"daemon.{key} changed: stop the daemon and start it again for that"
+    for key in ("admin", "managed"):
+        if getattr(old.caddy, key) != getattr(new.caddy, key):
+            yield f"caddy.{key} changed: stop the daemon and start it again for that"
+
+
+def _live(old: Config, new: Config, live: Mapping[str, str]) -> Iterator[str]:
+    for name, rollout in sorted(live.items()):
+        before, after = old.services.get(name), new.services.get(name)
+        changed = _changed(before, after)
+        if changed:
+            yield (
+                f"rollout {rollout} is live and {', '.join(f'services.{name}{key}' for key in changed)} changed: wait "
+                f"for its end, or `trafficd abort {name}`"
+            )
+
+
+def _changed(before: ServiceSection | None, after: ServiceSection | None) -> list[str]:
+    if before is None or after is None:
+        return [""] if before is not after else []
+    return [f".{key}" for key in _UNDER_A_ROLLOUT if getattr(before, key) != getattr(after, key)]
