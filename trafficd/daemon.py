@@ -40,6 +40,7 @@ from trafficd.listen import inherited, tcp_socket, unix_socket
 from trafficd.operate import Operator
 from trafficd.ports import Driver
 from trafficd.reload import refusals
+from trafficd.retention import keep_short
 from trafficd.store.sqlite import SqliteJournal, StateLock
 from trafficd.swap.command import CommandDriver
 from trafficd.swap.external import ExternalDriver
@@ -98,6 +99,8 @@ class Daemon:
             linking = asyncio.create_task(link.run())
             stack.push_async_callback(_cancel, [linking])
             await self._tied(link, linking)
+            keeping = keep_short(self.engines.values(), self._journal, self.config.daemon.retention)
+            stack.push_async_callback(_cancel, [asyncio.create_task(keeping)])
             runner = await self._serve()
             stack.push_async_callback(runner.cleanup)
             await self._until_stopped(linking)

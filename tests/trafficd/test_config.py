@@ -446,7 +446,7 @@ def test_durations(text: object, seconds: float) -> None:
         "-1s",
         "1 s",
         "1s 2m",
-        "1d",
+        "1w",
         "10S",
         "1e3s",
         "1_0s",

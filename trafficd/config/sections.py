@@ -36,6 +36,7 @@ class DaemonSection(Section):
     token_file: File | None = None
     allowed_hosts: list[str] = Field(default_factory=list)
     allowed_origins: list[str] = Field(default_factory=list)
+    retention: Positive = 90 * 86_400.0
 
     @classmethod
     def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:

@@ -14,8 +14,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from proxy.model import parse_dial, parse_name
 
 _LONGEST = 366 * 86_400.0  # s; longer than this is a slip of the pen, and some clocks cannot count it
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)", re.ASCII)
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+:@/-]{0,127}")
 
 
@@ -27,7 +27,7 @@ def parse_duration(value: object) -> float:
         text = str(value).strip()
         parts = _DURATION.findall(text)
         if not parts or "".join(number + unit for number, unit in parts) != text:
-            raise ValueError(f'{text!r} is not a duration; write "250ms", "10s", "5m" or "1m30s"')
+            raise ValueError(f'{text!r} is not a duration; write "250ms", "10s", "5m", "1m30s" or "90d"')
         seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if not 0 <= seconds <= _LONGEST:
         raise ValueError("a duration must be from 0 to 366 days")

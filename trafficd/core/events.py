@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from trafficd.core.model import Cut, Direction, Phase, Policy, StepKind
+from trafficd.core.model import Cut, Direction, Freeze, Phase, Policy, StepKind, Upstream
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,21 @@ class Thawed:
     service: str
     actor: str = ""
     type: Literal["thawed"] = "thawed"
+
+
+@dataclass(frozen=True)
+class Snapshotted:
+    """All that is known of a service but its rollouts, so that older events need not be folded any more."""
+
+    service: str
+    upstreams: tuple[Upstream, ...]
+    stable: str | None
+    mixing: str | None
+    canary_percent: float | None
+    held: bool
+    freeze: Freeze | None
+    history: tuple[str, ...]
+    type: Literal["snapshotted"] = "snapshotted"
 
 
 @dataclass(frozen=True)
@@ -249,6 +264,7 @@ ServiceEvent = (
     | Released
     | Frozen
     | Thawed
+    | Snapshotted
 )
 RolloutEvent = (
     RolloutStarted

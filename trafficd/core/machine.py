@@ -48,6 +48,21 @@ def advance(service: Service, at: float, event: ev.Event) -> Service:
             | ev.ReadyEnded()
         ):
             return _upstream_event(service, at, event)
+        case ev.StableSet() | ev.CanarySet() | ev.Held() | ev.Released() | ev.Frozen() | ev.Thawed() | ev.Snapshotted():
+            return _service_event(service, event)
+        case ev.RolloutStarted():
+            return _rollout_started(service, at, event)
+        case _:
+            rollout = service.rollout
+            # An end is an end: an abort that was journalled a moment too late must not bring the rollout back to
+            # life at the next start.
+            if rollout is None or rollout.id != event.rollout or not rollout.live:
+                return service
+            return _rollout_event(service, replace(rollout, changed_at=at), at, event)
+
+
+def _service_event(service: Service, event: ev.ServiceEvent) -> Service:
+    match event:
         case ev.StableSet(version=version):
             return replace(service, stable=version)
         case ev.CanarySet(percent=percent):
@@ -58,17 +73,21 @@ def advance(service: Service, at: float, event: ev.Event) -> Service:
             return replace(service, held=False)
         case ev.Frozen(reason=reason, until=until, actor=actor):
             return replace(service, freeze=Freeze(reason, until, actor))
+        case ev.Snapshotted():
+            return replace(
+                service,
+                upstreams={upstream.id: upstream for upstream in event.upstreams},
+                stable=event.stable,
+                mixing=event.mixing,
+                canary_percent=event.canary_percent,
+                held=event.held,
+                freeze=event.freeze,
+                history=event.history,
+            )
         case ev.Thawed():
             return replace(service, freeze=None)
-        case ev.RolloutStarted():
-            return _rollout_started(service, at, event)
         case _:
-            rollout = service.rollout
-            # An end is an end: an abort that was journalled a moment too late must not bring the rollout back to
-            # life at the next start.
-            if rollout is None or rollout.id != event.rollout or not rollout.live:
-                return service
-            return _rollout_event(service, replace(rollout, changed_at=at), at, event)
+            return service
 
 
 # -- upstreams -----------------------------------------------------------------------------------------

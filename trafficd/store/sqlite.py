@@ -193,6 +193,23 @@ class SqliteJournal:
         rows = await self._call(lambda: self._db.execute(query, values).fetchall())
         return [row[0] for row in rows]
 
+    async def prune(self, service: str, before: float, keep: str, *, dry: bool = False) -> int:
+        """Remove the rollouts of a service, all but `keep`, whose last event was before (s since the epoch).
+
+        Returns how many events those are; `dry`: removes nothing.
+        """
+        old = (
+            "rollout IN (SELECT rollout FROM events WHERE service = ? AND rollout IS NOT NULL AND rollout <> ? "
+            "GROUP BY rollout HAVING MAX(at) < ?)"
+        )
+        verb = "SELECT COUNT(*) FROM events WHERE" if dry else "DELETE FROM events WHERE"
+
+        def work() -> int:
+            cursor = self._db.execute(f"{verb} {old}", (service, keep, before))
+            return int(cursor.fetchone()[0]) if dry else cursor.rowcount
+
+        return await self._call(work)
+
     async def answer(self, key: str) -> Answer | None:
         """What the request with this Idempotency-Key was answered with, if it was seen."""
         query = "SELECT digest, status, body FROM answers WHERE key = ? AND expires > ?"

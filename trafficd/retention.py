@@ -1,0 +1,74 @@
+"""The journal forgets old rollouts, and nothing that still matters.
+
+A snapshot of the service is journalled first; then the events of rollouts that ended long ago are not needed to know
+where the service stands. The newest rollout always stays, and so do the events that belong to no rollout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+from trafficd.core import events as ev
+from trafficd.core.model import Service
+from trafficd.engine import Engine
+from trafficd.errors import ConflictError, TrafficdError
+
+log = logging.getLogger("trafficd.retention")
+
+_EVERY = 6 * 3600.0  # s between looks at the journal
+
+
+class Prunable(Protocol):
+    """A journal that can forget."""
+
+    async def prune(self, service: str, before: float, keep: str, *, dry: bool = False) -> int:
+        """Remove the rollouts of a service, all but `keep`, whose last event was before; how many events those are."""
+        ...
+
+
+def snapshot(service: Service) -> ev.Snapshotted:
+    """Where a service stands."""
+    return ev.Snapshotted(
+        service=service.name,
+        upstreams=tuple(service.upstreams.values()),
+        stable=service.stable,
+        mixing=service.mixing,
+        canary_percent=service.canary_percent,
+        held=service.held,
+        freeze=service.freeze,
+        history=service.history,
+    )
+
+
+async def forget(engine: Engine, journal: Prunable, older_than: float) -> int:
+    """Forget the rollouts of one service that ended longer ago than `older_than` seconds; how many events went."""
+    state = engine.state
+    before = time.time() - older_than
+    newest = state.rollout.id if state.rollout else ""
+    if state.live is not None or not await journal.prune(engine.name, before, newest, dry=True):
+        return 0
+
+    def unchanged(now: Service) -> None:
+        if now != state:
+            raise ConflictError("the service changed meanwhile")
+
+    await engine.record(snapshot(state), unchanged)
+    return await journal.prune(engine.name, before, newest)
+
+
+async def keep_short(engines: Iterable[Engine], journal: Prunable, older_than: float) -> None:
+    """Forget again and again, for ever."""
+    watched = list(engines)
+    while True:
+        for engine in watched:
+            try:
+                count = await forget(engine, journal, older_than)
+                if count:
+                    log.info("%s: %s events of old rollouts forgotten", engine.name, count)
+            except TrafficdError as error:
+                log.info("%s: nothing forgotten this time: %s", engine.name, error)
+        await asyncio.sleep(_EVERY)
