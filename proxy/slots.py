@@ -4,9 +4,10 @@
     <root>/<service>/previous         symbolic link to the one before it
     <root>/<service>/g00000012/000    one file a slot, holding one address
     <root>/<service>/g00000012/s000   the same address in another spelling, for upgraded streams
+    <root>/<service>/addresses/...    one file an address and spelling; slots are hard links to them
 
-A shift builds the next generation beside the current one (hard links to one file per address keep that cheap)
-and replaces `current` by one rename, so readers see the old table or the new one and nothing between. The
+A shift builds the next generation beside the current one (hard links to files that are there already keep that
+cheap) and replaces `current` by one rename, so readers see the old table or the new one and nothing between. The
 previous generation stays whole: going back to it is one rename that needs no disk space.
 
 Nothing is fsynced: the journal is the durable truth, and `mend` repairs what a crash of the machine left.
@@ -19,6 +20,8 @@ sees to that.
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
 import shutil
 import time
@@ -32,8 +35,9 @@ from proxy.model import NOBODY, Table, parse_dial, slot_name, stream_alias, stre
 CURRENT = "current"
 PREVIOUS = "previous"
 _GENERATION = "g"
+_MOST_LINKS = 60_000  # to one file, just under what ext4 allows; other file systems allow more
 KEPT = 2.0  # s that a generation stays at least: a reader may be on its way to it, and the machine be busy
-_ADDRESSES = "addresses"  # the one file per address that the slots of a generation are links to
+_ADDRESSES = "addresses"
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class SlotDirectory:
     def _read_generation(self, directory: Path) -> Table | None:
         try:
             names = {entry.name for entry in os.scandir(directory)}
-            if names - {_ADDRESSES} != set(self._file_names()):
+            if names != set(self._file_names()):
                 return None
             table = tuple(_read_address(directory / slot_name(index)) for index in range(self.slots))
             streams = (_read_text(directory / stream_slot_name(index)) for index in range(self.slots))
@@ -135,6 +139,8 @@ class SlotDirectory:
 
     def _mend(self) -> Iterator[str]:
         _make_directory(self.path)
+        # They may have been damaged with the machine; the next shift writes them anew. Slots keep their content.
+        _remove(self.path / _ADDRESSES)
         for name in (CURRENT, PREVIOUS):
             link = self.path / name
             if not link.is_symlink() and link.exists():
@@ -173,7 +179,7 @@ class SlotDirectory:
         return tuple(found[index * len(found) // self.slots] for index in range(self.slots))
 
     def _remove_foreign(self) -> Iterator[str]:
-        keep = {CURRENT, PREVIOUS, _target(self.current), _target(self.path / PREVIOUS)}
+        keep = {CURRENT, PREVIOUS, _ADDRESSES, _target(self.current), _target(self.path / PREVIOUS)}
         for entry in sorted(os.scandir(self.path), key=lambda entry: entry.name):
             if entry.name not in keep:
                 yield f"{entry.path} does not belong there; removed"
@@ -181,23 +187,37 @@ class SlotDirectory:
 
     def _build(self, directory: Path, table: Table) -> None:
         _make_directory(directory)
-        sources = directory / _ADDRESSES
-        _make_directory(sources)
-        parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        target = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            files: dict[str, tuple[str, str]] = {}
-            for dial in dict.fromkeys(table):
-                number = len(files)
-                files[dial] = (
-                    _write_address(sources / str(number), dial),
-                    _write_address(sources / f"s{number}", stream_alias(dial)),
-                )
+            sources = {dial: (self._source(dial), self._source(stream_alias(dial))) for dial in dict.fromkeys(table)}
             for index, dial in enumerate(table):
-                plain, stream = files[dial]
-                os.link(plain, slot_name(index), dst_dir_fd=parent)
-                os.link(stream, stream_slot_name(index), dst_dir_fd=parent)
+                plain, stream = sources[dial]
+                os.link(plain, slot_name(index), dst_dir_fd=target)
+                os.link(stream, stream_slot_name(index), dst_dir_fd=target)
         finally:
-            os.close(parent)
+            os.close(target)
+
+    def _source(self, text: str) -> str:
+        """The file that holds an address, to link slots to; a new one where none is or it has many links."""
+        name = text if len(text) < 200 else hashlib.sha256(text.encode()).hexdigest()
+        path = self.path / _ADDRESSES / name
+        try:
+            if path.stat().st_nlink + self.slots <= _MOST_LINKS:
+                return str(path)
+            path.unlink()
+        except FileNotFoundError:
+            _make_directory(path.parent)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            if os.write(fd, text.encode("ascii")) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fchmod(fd, 0o644)  # whatever the umask says
+        except OSError:
+            path.unlink()
+            raise
+        finally:
+            os.close(fd)
+        return str(path)
 
     def _next_number(self) -> int:
         try:
@@ -223,16 +243,6 @@ class SlotDirectory:
 def _make_directory(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o755)  # whatever the umask says: Caddy may be another user
-
-
-def _write_address(path: Path, text: str) -> str:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        os.write(fd, text.encode("ascii"))
-        os.fchmod(fd, 0o644)
-    finally:
-        os.close(fd)
-    return str(path)
 
 
 def _read_text(path: Path) -> str:

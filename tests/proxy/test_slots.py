@@ -53,6 +53,20 @@ def test_all_is_readable_by_others_and_writable_only_by_us_whatever_the_umask(sl
     assert {stat.S_IMODE((slots.current / name).stat().st_mode) for name in ("000", "s000", "003")} == {0o644}
 
 
+def test_a_file_with_many_links_is_left_for_a_new_one(slots: SlotDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.slots._MOST_LINKS", 10)
+    for _ in range(5):
+        slots.write((A,) * 4)
+    assert slots.read() == (A,) * 4
+    assert (slots.current / "000").stat().st_nlink <= 10
+
+
+def test_a_name_that_is_too_long_for_a_file_is_no_hindrance(slots: SlotDirectory) -> None:
+    long = ".".join(["a" * 60] * 4) + ":65535"
+    slots.write((long,) * 4)
+    assert slots.read() == (long,) * 4
+
+
 def test_the_previous_generation_is_kept_and_older_ones_are_swept(slots: SlotDirectory) -> None:
     for dials in ((A,) * 4, (B,) * 4, (C,) * 4):
         slots.write(dials)
@@ -148,7 +162,7 @@ def test_half_written_and_foreign_files_are_removed_and_named(slots: SlotDirecto
     assert "g00000099" in notes
     assert "notes.txt" in notes
     assert slots.read() == (A,) * 4
-    assert set(os.listdir(slots.path)) == {"current", "previous", *links(slots)}
+    assert set(os.listdir(slots.path)) - {"addresses"} == {"current", "previous", *links(slots)}
 
 
 def links(slots: SlotDirectory) -> set[str]:
