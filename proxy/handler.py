@@ -101,9 +101,18 @@ def placeholder(path: str) -> str:
 
 def build_route(route: Route) -> Json:
     """The route as Caddy's JSON."""
-    requests = _reverse_proxy(route, [slot_name(i) for i in range(route.slots)], streams=False)
+    return assemble(
+        route,
+        [placeholder(f"{route.slots_path}/{slot_name(i)}") for i in range(route.slots)],
+        [placeholder(f"{route.slots_path}/{stream_slot_name(i)}") for i in range(route.slots)],
+    )
+
+
+def assemble(route: Route, dials: list[str], stream_dials: list[str]) -> Json:
+    """The route over these upstreams: one handler, or one for requests and one for streams."""
+    requests = _reverse_proxy(route, dials, streams=False)
     if route.splits_streams:
-        streams = _reverse_proxy(route, [stream_slot_name(i) for i in range(route.slots)], streams=True)
+        streams = _reverse_proxy(route, stream_dials, streams=True)
         handle = [
             {
                 "handler": "subroute",
@@ -118,10 +127,10 @@ def build_route(route: Route) -> Json:
     return built
 
 
-def _reverse_proxy(route: Route, names: list[str], *, streams: bool) -> Json:
+def _reverse_proxy(route: Route, dials: list[str], *, streams: bool) -> Json:
     handler: Json = {
         "handler": "reverse_proxy",
-        "upstreams": [{"dial": placeholder(f"{route.slots_path}/{name}")} for name in names],
+        "upstreams": [{"dial": dial} for dial in dials],
         "load_balancing": {
             "selection_policy": _policy(route),
             "try_duration": duration(route.try_duration),

@@ -23,6 +23,8 @@ from typing import Any
 from aiohttp import web
 
 from proxy.admin import Admin
+from proxy.admin_pool import AdminPool
+from proxy.errors import ProxyError
 from proxy.handler import Route, Transport
 from proxy.install import prepare_root
 from proxy.pools import OpenCounts, SlotPool
@@ -38,7 +40,7 @@ from trafficd.health.probe import Check, HttpProbe
 from trafficd.link import Link, Linked
 from trafficd.listen import inherited, tcp_socket, unix_socket
 from trafficd.operate import Operator
-from trafficd.ports import Driver
+from trafficd.ports import Driver, Pool
 from trafficd.reload import refusals
 from trafficd.retention import keep_short
 from trafficd.store.sqlite import SqliteJournal, StateLock
@@ -75,7 +77,7 @@ class Daemon:
         self._caddy: CaddyServer | None = None
         if self.config.caddy.managed:
             self._caddy = CaddyServer(state / "caddy", self.config.caddy.admin)
-        self._pools: dict[str, SlotPool] = {}
+        self._pools: dict[str, SlotPool | AdminPool] = {}
         self._probes: list[HttpProbe] = []
         self._operators: dict[str, Operator] = {}
 
@@ -142,13 +144,16 @@ class Daemon:
 
     async def _open_services(self) -> None:
         root = self._slots_root
-        directories = {name: SlotDirectory(root, name, section.slots) for name, section in self.config.services.items()}
+        directories = {
+            name: SlotDirectory(root, name, section.slots)
+            for name, section in self.config.services.items()
+            if section.control == "slots"
+        }
         for note in await asyncio.to_thread(prepare_root, root, list(directories.values())):
             log.warning("slots: %s", note)
         for name, section in self.config.services.items():
             route = route_of(name, section, root)
-            pool = SlotPool(directories[name], self._counts, split_streams=route.splits_streams)
-            await pool.open()
+            pool = await self._pool(route, directories.get(name))
             self._pools[name] = pool
             engine = Engine(name, self._parts(name, section, pool))
             await engine.load()
@@ -156,6 +161,19 @@ class Daemon:
             self.engines[name] = engine
             self._operators[name] = Operator(engine, section, self._external.replaced)
             engine.start()
+
+    async def _pool(self, route: Route, directory: SlotDirectory | None) -> SlotPool | AdminPool:
+        if directory is not None:
+            slots = SlotPool(directory, self._counts, split_streams=route.splits_streams)
+            await slots.open()
+            return slots
+        pool = AdminPool(self._admin, route, self._counts)
+        log.warning("%s: %s", route.service, pool.cost)
+        try:
+            await pool.open()
+        except ProxyError as error:
+            log.error("%s: what has traffic now is not known: %s", route.service, error)
+        return pool
 
     async def _reconcile(self, engine: Engine, section: ServiceSection) -> None:
         past = [entry.event for entry in await self._journal.load(engine.name)]
@@ -166,7 +184,7 @@ class Daemon:
         for event in changes.events:
             await engine.record(event)
 
-    def _parts(self, name: str, section: ServiceSection, pool: SlotPool) -> Parts:
+    def _parts(self, name: str, section: ServiceSection, pool: Pool) -> Parts:
         probe = HttpProbe(_check(section), verify=_verify(name, section))
         self._probes.append(probe)
         return Parts(
@@ -207,7 +225,9 @@ class Daemon:
         """What keeps our routes in Caddy."""
         root = self._slots_root
         services = {
-            name: Linked(route_of(name, section, root), section.restore, self.engines[name])
+            name: Linked(
+                route_of(name, section, root), section.restore, self.engines[name], _admin_pool(self._pools[name])
+            )
             for name, section in self.config.services.items()
         }
         elsewhere = [section.slots_path for section in self.config.services.values() if section.slots_path]
@@ -265,6 +285,10 @@ class Daemon:
             self.sockets[place] = found.pop(place) if place in found else tcp_socket(place)
         for forgotten in found.values():
             forgotten.close()
+
+
+def _admin_pool(pool: SlotPool | AdminPool) -> AdminPool | None:
+    return pool if isinstance(pool, AdminPool) else None
 
 
 def route_of(name: str, section: ServiceSection, root: Path) -> Route:

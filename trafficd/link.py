@@ -15,7 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from proxy import admin_route
 from proxy.admin import Admin
+from proxy.admin_pool import AdminPool
 from proxy.errors import CaddyUnreachableError, ConfigConflictError, ProxyError
 from proxy.handler import Json, Route, present
 from proxy.install import install
@@ -39,6 +41,11 @@ class Linked:
     route: Route
     restore: bool
     engine: Engine
+    pool: AdminPool | None = None  # control = "admin": the pool writes the route, with the addresses in it
+
+    def present(self, config: Json | None) -> bool:
+        """Whether the configuration has the route."""
+        return present(config, self.route) if self.pool is None else admin_route.present(config, self.route)
 
 
 @dataclass
@@ -70,15 +77,23 @@ class Link:
             else:
                 self._say("")
                 what = "our routes were written into Caddy's configuration" if written else "Caddy has our routes"
-                log.info("%s; it resolves our slots", what)
+                log.info("%s", what)
                 return
             finally:
                 self.tried.set()
             await asyncio.sleep(_RETRY)
 
     async def _install(self, names: Iterable[str] | None = None) -> bool:
-        routes = [self.services[name].route for name in (self.services if names is None else names)]
-        return await install(self.admin, routes, self.root, self.root_in_caddy)
+        wanted = [self.services[name] for name in (self.services if names is None else names)]
+        written = False
+        routes = [linked.route for linked in wanted if linked.pool is None]
+        if routes:
+            written = await install(self.admin, routes, self.root, self.root_in_caddy)
+        for linked in wanted:
+            if linked.pool is not None:
+                written |= await linked.pool.install(linked.engine.decide().weights)
+                linked.engine.wake()
+        return written
 
     def _say(self, text: str) -> None:
         for linked in self.services.values():
@@ -105,7 +120,7 @@ class Link:
 
     async def _settled(self, config: Json | None) -> bool:
         """Compare a configuration that changed with what we need; whether there is nothing left to do."""
-        missing = [name for name, linked in self.services.items() if not present(config, linked.route)]
+        missing = [name for name, linked in self.services.items() if not linked.present(config)]
         lost = [name for name in missing if not self.services[name].restore]
         if restored := [name for name in missing if name not in lost]:
             log.error("somebody changed Caddy's configuration: written again: the routes of %s", ", ".join(restored))

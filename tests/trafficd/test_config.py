@@ -138,7 +138,6 @@ def test_an_empty_file_is_the_defaults(loaded: Load) -> None:
         ("[services.web]\nslots = 10001", "services.web.slots", "less than or equal to 10000"),
         ("[services.web]\nroute = 'adopt'", "services.web.route", "not supported yet"),
         ("[services.web]\nroute = 'magic'", "services.web.route", "Input should be"),
-        ("[services.web]\ncontrol = 'admin'", "services.web.control", "not supported yet"),
         ("[services.web]\nhosts = ['a..b']", "services.web.hosts.0", "is not a host name"),
         ("[services.web]\nhosts = ['a', '{env.X}']", "services.web.hosts.1", "is not a host name"),
         ("[services.web]\nhosts = ['a\\n']".replace("'", '"'), "services.web.hosts.0", "is not a host name"),

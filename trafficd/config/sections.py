@@ -26,7 +26,7 @@ from trafficd.config.values import (
 from trafficd.core.model import Order, Policy, StepKind
 
 DEFAULT_SOCKET = "/run/trafficd/trafficd.sock"
-_LATER = ("adopt", "import", "admin")
+_LATER = ("adopt", "import")
 
 
 class DaemonSection(Section):
@@ -166,9 +166,8 @@ class ServiceSection(Section):
 
     @classmethod
     def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
-        for key, only in (("route", "own"), ("control", "slots")):
-            if given.get(key, only) in _LATER:
-                yield (key,), f'"{given[key]}" is not supported yet; use "{only}"'
+        if given.get("route", "own") in _LATER:
+            yield ("route",), f'"{given["route"]}" is not supported yet; use "own"'
         for key in ("hosts", "listen"):
             for twice in doubles(value for _, value in items(given.get(key)) if isinstance(value, str)):
                 yield (key,), f"{twice} stands there twice"

@@ -1,0 +1,97 @@
+"""Take over a reverse_proxy handler of a running configuration, and give it back. Pure.
+
+Nothing outside of the one handler is touched, and the handler keeps what it means: only its upstreams become
+slots, and what would mean something else over slots is translated. One handler stays one handler, so upgraded
+streams are counted as requests, unlike in a route of our own.
+
+Invariants: adopting what is adopted changes nothing; leaving twice changes nothing more. Both are pure
+functions of a configuration, to be used as an edit under If-Match.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from proxy.candidates import Candidate, Path, path_text, with_slots
+from proxy.errors import CaddyRefusedError
+from proxy.handler import Json, Route
+from proxy.translate import translate
+
+_EVEN = ("round_robin", "weighted_round_robin")
+
+
+def adopt(config: Json, route: Route, candidate: Candidate) -> tuple[Json, list[str]]:
+    """The configuration with this handler over the route's slots, and what is different, in words.
+
+    Equal to `config`, with no notes, when it is so already. Raises `CaddyRefusedError` when the handler is not
+    where it was found.
+    """
+    edited = copy.deepcopy(config)
+    handler = _at(edited, candidate.path)
+    if not isinstance(handler, dict) or handler.get("handler") != "reverse_proxy":
+        raise CaddyRefusedError(
+            f"services.{route.service}: there is no reverse_proxy handler at {path_text(candidate.path)} of Caddy's "
+            "configuration any more; somebody else changed it in between. Look for it again"
+        )
+    translated, notes = translate(handler, route)
+    if not translated.get("@id"):
+        translated["@id"] = route.id
+        notes.append(f'@id: set to "{route.id}", to find the handler again')
+    _replace(handler, translated)
+    return edited, notes
+
+
+def leave(config: Json | None, route: Route, dials: Mapping[str, int]) -> Json:
+    """The configuration with plain upstreams, of these weights by address, in place of the route's slots.
+
+    Weights are written only where they differ, and only in place of an even policy: who is bound to an upstream
+    by a cookie or an address stays so. Unchanged where no handler has the slots. Raises `CaddyRefusedError`
+    when no address has a weight.
+    """
+    weights = {dial: weight for dial, weight in dials.items() if weight > 0}
+    if not weights:
+        raise CaddyRefusedError(
+            f"services.{route.service}: no upstream has traffic now, so leaving would leave Caddy with nobody to "
+            "send requests to; make one ready first"
+        )
+    edited: Json = copy.deepcopy(config) if config else {}
+    for candidate in with_slots(config, route):
+        _leave_handler(_at(edited, candidate.path), route, weights)
+    return edited
+
+
+def _leave_handler(handler: Json, route: Route, weights: Mapping[str, int]) -> None:
+    handler["upstreams"] = [{"dial": dial} for dial in weights]
+    balancing = handler.setdefault("load_balancing", {})
+    policy = (balancing.get("selection_policy") or {}).get("policy", "random")
+    if len(set(weights.values())) > 1 and policy in (*_EVEN, "random"):
+        divisor = math.gcd(*weights.values())  # the policy sends blocks of requests: the smaller the better
+        shares = [weight // divisor for weight in weights.values()]
+        balancing["selection_policy"] = {"policy": "weighted_round_robin", "weights": shares}
+    if handler.get("@id") == route.id:
+        del handler["@id"]
+
+
+def adopted(config: Json | None, route: Route) -> bool:
+    """Whether a handler outside of our own routes has exactly this route's slots and nothing that overrides them,
+    whether we adopted it or a Caddyfile imported our snippet."""
+    handlers = (_at(config, candidate.path) for candidate in with_slots(config, route))
+    return any(not handler.get("dynamic_upstreams") for handler in handlers)
+
+
+def _at(config: Any, path: Path) -> Any:
+    """What stands at a place; None where there is no such place."""
+    for key in path:
+        try:
+            config = config[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return config
+
+
+def _replace(handler: Json, wanted: Json) -> None:
+    handler.clear()
+    handler.update(wanted)
