@@ -24,6 +24,7 @@ from proxy.handler import PROBE_ID, Json, Route, ensure, probe_server, remove, r
 from proxy.slots import SlotDirectory
 
 PROBE_FILE = ".probe"
+_PORTS = range(20_000, 32_000)  # below what Linux gives to outgoing connections
 _TIMEOUT = 5.0  # s for one probe
 _LISTENING = 2.0  # s that Caddy may take until a new server of its listens
 
@@ -36,7 +37,7 @@ async def install(admin: Admin, routes: Sequence[Route], root: Path, root_in_cad
     """
     path = f"{root_in_caddy or root}/{PROBE_FILE}"
     before, _ = await admin.config()
-    port = server_port(before, PROBE_ID) or _free_port()
+    port = server_port(before, PROBE_ID) or free_port()
 
     def change(config: Json | None) -> Json:
         return ensure(config, list(routes), probe_server(port, path))
@@ -138,10 +139,14 @@ def _write(file: Path, text: str) -> None:
         raise SlotError(f"{file} cannot be written: {error.strerror}. Is the disk full, or not ours?") from error
 
 
-def _free_port() -> int:
-    with socket.socket() as probe_socket:
-        probe_socket.bind(("127.0.0.1", 0))
-        return int(probe_socket.getsockname()[1])
+def free_port() -> int:
+    """A port that nobody listens on now, and that no outgoing connection will be given: Caddy must be able to listen
+    there again whenever it is restarted."""
+    while True:
+        port = _PORTS.start + secrets.randbelow(len(_PORTS))
+        with socket.socket() as trial, contextlib.suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            return port
 
 
 def prepare_root(root: Path, services: Sequence[SlotDirectory]) -> list[str]:
