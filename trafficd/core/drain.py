@@ -3,7 +3,8 @@
 Drained: every sample over the quiet window read zero, and there were at least three of them. One zero
 proves nothing (a straggler may be between two hops), and a count that could not be read breaks the
 window: unknown is not zero. At the time-out what is still open is counted and given up; a count that is
-unknown at the time-out is waited for once more as long, and then the drain fails.
+unknown at the time-out is waited for once more as long, and then the drain fails. One sample that could not be
+read proves nothing either: after a pause of the whole daemon the first one comes late, and may have failed.
 """
 
 from __future__ import annotations
@@ -43,10 +44,17 @@ class DrainWatch:
     open: Open | None = None
     _zero_since: float | None = None
     _zeros: int = 0
+    _unknown_since: float | None = None
+    _unknowns: int = 0
 
     def sample(self, at: float, count: Open | None) -> DrainVerdict:
         """Take the sample read at `at`; None is a count that could not be read."""
         self.open = count
+        if count is None:
+            self._unknown_since = at if self._unknown_since is None else self._unknown_since
+            self._unknowns += 1
+        else:
+            self._unknown_since, self._unknowns = None, 0
         if count is None or count.total > 0:
             self._zero_since, self._zeros = None, 0
         else:
@@ -63,4 +71,6 @@ class DrainWatch:
             return DrainVerdict.WAITING
         if self.open is not None:
             return DrainVerdict.TIMED_OUT
-        return DrainVerdict.UNKNOWN if waited >= 2 * self.timeout + self.quiet else DrainVerdict.WAITING
+        lasting = self._unknowns >= MIN_SAMPLES and at - (self._unknown_since or at) >= self.quiet
+        over = waited >= 2 * self.timeout + self.quiet
+        return DrainVerdict.UNKNOWN if over and lasting else DrainVerdict.WAITING
