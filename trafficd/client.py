@@ -17,6 +17,8 @@ _ANSWER = 60.0  # s that an answer to a mere question may take
 _COMES_BACK = 15.0  # s that a daemon that was there may be away while a rollout is followed
 _RETRY = 0.3  # s between attempts to find it again
 
+_BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)  # connected, and then no answer
+
 Json = dict[str, Any]
 
 
@@ -59,12 +61,24 @@ class Client:
         # What only asks is answered at once; a daemon that stands still must not hold the terminal.
         limits = httpx.Timeout(10.0, read=_ANSWER if method == "GET" else None)
         try:
-            answer = self._client.request(
-                method, path, content=content, headers=labelled | (headers or {}), timeout=limits
+            answer = self._send(
+                self._client.build_request(
+                    method, path, content=content, headers=labelled | (headers or {}), timeout=limits
+                )
             )
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
         return self._read(answer)
+
+    def _send(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return self._client.send(request)
+        except _BROKEN:
+            # A daemon at the end of its life closes what it has accepted. What only asks may be asked again, of the
+            # next life; anything else may have been done.
+            if request.method != "GET":
+                raise
+            return self._client.send(request)
 
     def events(self, rollout: str, patience: float = _COMES_BACK) -> Iterator[Json]:
         """A rollout's events as they happen, until it has ended.

@@ -33,8 +33,11 @@ class Load:
         return found
 
     def between(self, begin_ns: int, end_ns: int) -> Counter[str]:
-        """Who answered what was written between two moments of the monotonic clock."""
-        inside = (o for o in self.outcomes if o.written_ns is not None and begin_ns <= o.written_ns < end_ns)
+        """Who answered what was written and answered between two moments of the monotonic clock. What was under way
+        at the second one may have met what came after it."""
+        inside = (
+            o for o in self.outcomes if o.written_ns is not None and begin_ns <= o.written_ns and o.finished_ns < end_ns
+        )
         return Counter(str(o.attribute) for o in inside)
 
 
