@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -27,6 +28,8 @@ TOO_OLD = (
 # once more is safe: a GET changes nothing, and a write that was done already fails its If-Match.
 _CLOSED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.ConnectError)
 _PAUSES = (0.0, 0.03, 0.1)  # s before the next attempts
+
+_START = re.compile(r"^process_start_time_seconds (\S+)$", re.MULTILINE)
 
 _EDITS = 20  # attempts at a write while others write too
 
@@ -81,10 +84,20 @@ class Admin:
 
     async def config(self) -> tuple[Json | None, str]:
         """The whole configuration (None: empty) and its ETag."""
+        answer = await self._config()
+        return cast("Json | None", _json(answer)), answer.headers.get("ETag", "")
+
+    async def config_unless(self, etag: str) -> tuple[Json | None, str] | None:
+        """Like `config`; None where it is still the one with this ETag."""
+        answer = await self._config()
+        now = answer.headers.get("ETag", "")
+        return None if now and now == etag else (cast("Json | None", _json(answer)), now)
+
+    async def _config(self) -> httpx.Response:
         answer = await self._call("GET", "/config/")
         if answer.status_code != 200:
             raise self._refused(answer, "did not give its configuration")
-        return cast("Json | None", _json(answer)), answer.headers.get("ETag", "")
+        return answer
 
     async def write(self, config: Json, etag: str) -> None:
         """Replace the configuration, if it is still the one with this ETag.
@@ -109,7 +122,7 @@ class Admin:
         for attempt in range(_EDITS):
             config, etag = await self.config()
             wanted = change(config)
-            if wanted == config:
+            if wanted == (config or {}):
                 return attempt > 0  # written after all, where the answer was lost
             try:
                 await self.write(wanted, etag)
@@ -120,6 +133,12 @@ class Admin:
             else:
                 return True
         raise AssertionError("unreachable")
+
+    async def process_start(self) -> str | None:
+        """What tells this process of Caddy from the next one; None where it does not say (no metrics)."""
+        answer = await self._call("GET", "/metrics")
+        found = _START.search(answer.text) if answer.status_code == 200 else None
+        return found[1] if found else None
 
     async def upstreams(self) -> list[Row]:
         """Every address Caddy knows of, with what is open on it; placeholders (slots) are left out."""

@@ -27,8 +27,8 @@ from typing import Protocol
 
 from proxy import admin_route, table
 from proxy.admin import Admin
-from proxy.handler import Json, Route
 from proxy.model import InFlight, Table
+from proxy.ways import ByAdmin, Way
 
 COST = (
     'control = "admin": each change of weights replaces Caddy\'s whole configuration. It loses the requests that are '
@@ -41,21 +41,22 @@ COST = (
 class Counts(Protocol):
     """What is open on each address of one Caddy, as `proxy.pools.OpenCounts` reads it."""
 
-    async def read(self, dials: Iterable[str], *, split: bool) -> dict[str, InFlight | None]: ...
+    async def read(self, dials: Iterable[str], way: Way) -> dict[str, InFlight | None]: ...
 
 
 class AdminPool:
     """One service's traffic, by Caddy's admin API alone.
 
-    `route.slots` bounds how many turns the list has; its `slots_path` is not used. Raises `ProxyError` when a change
-    cannot be made; where Caddy's answer was lost it may have been made, and the next shift finds out.
+    The route's `slots` bounds how many turns the list has; its `slots_path` is not used. Raises `ProxyError` when a
+    change cannot be made; where Caddy's answer was lost it may have been made, and the next shift finds out.
     """
 
     cost = COST
 
-    def __init__(self, admin: Admin, route: Route, counts: Counts) -> None:
+    def __init__(self, admin: Admin, way: ByAdmin, counts: Counts) -> None:
         self._admin = admin
-        self._route = route
+        self._way = way
+        self._route = way.route
         self._counts = counts
         self._table: Table | None = None
         self._writing = asyncio.Lock()
@@ -64,21 +65,6 @@ class AdminPool:
         """Learn the turns in force."""
         config, _ = await self._admin.config()
         self._table = admin_route.read(config, self._route)
-
-    async def install(self, weights: Mapping[str, int] | None = None) -> bool:
-        """Make Caddy serve the route, with the turns it has now, else by these weights; whether it was written."""
-        initial = admin_route.turns(weights or {}, self._route)
-        wanted = initial
-
-        def change(config: Json | None) -> Json:
-            nonlocal wanted
-            wanted = admin_route.read(config, self._route) or initial
-            return admin_route.install(config, self._route, wanted)
-
-        async with self._writing:
-            written = await self._admin.edit(change)
-            self._table = wanted
-            return written
 
     def shares(self) -> Mapping[str, int]:
         """Turns per address in the list in force."""
@@ -94,7 +80,7 @@ class AdminPool:
 
     async def in_flight(self, dials: Iterable[str]) -> Mapping[str, InFlight | None]:
         """What is open on each address now."""
-        return await self._counts.read(dials, split=self._route.splits_streams)
+        return await self._counts.read(dials, self._way)
 
     async def aclose(self) -> None:
         """Nothing is left to tidy up; the routing stays as it is."""

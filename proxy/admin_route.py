@@ -32,7 +32,7 @@ from typing import Any
 
 from proxy import table
 from proxy.errors import CaddyRefusedError
-from proxy.handler import Json, Route, assemble, ensure
+from proxy.handler import Json, Route, assemble, put_route
 from proxy.model import Table, stream_alias
 
 _EMPTY = "http.vars.trafficd"  # nobody sets it, and Caddy takes a variable that is not set as empty text
@@ -95,9 +95,15 @@ def install(config: Json | None, route: Route, addresses: Table) -> Json:
 
     Raises `CaddyRefusedError` when the route has no place.
     """
-    edited = ensure(config, [route])
-    _handle(edited, route, addresses)
+    edited: Json = copy.deepcopy(config) if config else {}
+    put(edited, route, addresses)
     return edited
+
+
+def put(config: Json, route: Route, addresses: Table) -> None:
+    """`install`, in place."""
+    put_route(config, route)
+    _handle(config, route, addresses)
 
 
 def move(config: Json | None, route: Route, addresses: Table) -> Json:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from proxy.candidates import Candidate, Path, path_text, with_slots
+from proxy.candidates import Candidate, Path, in_own_route, path_text, with_slots
 from proxy.errors import CaddyRefusedError
 from proxy.handler import Json, Route
 from proxy.translate import translate
@@ -30,7 +30,12 @@ def adopt(config: Json, route: Route, candidate: Candidate) -> tuple[Json, list[
     where it was found.
     """
     edited = copy.deepcopy(config)
-    handler = _at(edited, candidate.path)
+    return edited, take_over(edited, route, candidate)
+
+
+def take_over(config: Json, route: Route, candidate: Candidate) -> list[str]:
+    """`adopt`, in place; what is different now, in words."""
+    handler = _at(config, candidate.path)
     if not isinstance(handler, dict) or handler.get("handler") != "reverse_proxy":
         raise CaddyRefusedError(
             f"services.{route.service}: there is no reverse_proxy handler at {path_text(candidate.path)} of Caddy's "
@@ -41,11 +46,12 @@ def adopt(config: Json, route: Route, candidate: Candidate) -> tuple[Json, list[
         translated["@id"] = route.id
         notes.append(f'@id: set to "{route.id}", to find the handler again')
     _replace(handler, translated)
-    return edited, notes
+    return notes
 
 
 def leave(config: Json | None, route: Route, dials: Mapping[str, int]) -> Json:
-    """The configuration with plain upstreams, of these weights by address, in place of the route's slots.
+    """The configuration with plain upstreams, of these weights by address, in place of the route's slots: in the
+    handler that was adopted, and in a route of our own, which stays.
 
     Weights are written only where they differ, and only in place of an even policy: who is bound to an upstream
     by a cookie or an address stays so. Unchanged where no handler has the slots. Raises `CaddyRefusedError`
@@ -58,7 +64,7 @@ def leave(config: Json | None, route: Route, dials: Mapping[str, int]) -> Json:
             "send requests to; make one ready first"
         )
     edited: Json = copy.deepcopy(config) if config else {}
-    for candidate in with_slots(config, route):
+    for candidate in (*with_slots(config, route), *in_own_route(config, route)):
         _leave_handler(_at(edited, candidate.path), route, weights)
     return edited
 

@@ -203,3 +203,8 @@ def _refusal(fitting: Sequence[Candidate], others: Sequence[Candidate], route: R
 def with_slots(config: Json | None, route: Route) -> list[Candidate]:
     """The handlers outside of our own routes that have this route's slots."""
     return [c for c in candidates(config) if has_slots(c, route) and not _is_ours(c, route)]
+
+
+def in_own_route(config: Json | None, route: Route) -> list[Candidate]:
+    """The handlers in this service's route of our own."""
+    return [candidate for candidate in candidates(config) if route.id in candidate.ids]

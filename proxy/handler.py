@@ -215,17 +215,30 @@ def ensure(config: Json | None, routes: list[Route], probe: Json | None = None) 
     Equal to `config` when all of it is there already. Raises `CaddyRefusedError` when a route has no place.
     """
     edited: Json = copy.deepcopy(config) if config else {}
-    servers = edited.setdefault("apps", {}).setdefault("http", {}).setdefault("servers", {})
     if probe is not None:
-        servers[PROBE_ID] = probe
+        put_server(edited, PROBE_ID, probe)
     for route in routes:
-        _ensure_route(servers, route)
+        put_route(edited, route)
     return edited
 
 
-def _ensure_route(servers: Json, route: Route) -> None:
+def put_server(config: Json, name: str, server: Json) -> None:
+    """Put a server of ours into the configuration, in place."""
+    _servers(config)[name] = server
+
+
+def _servers(config: Json) -> Json:
+    servers: Json = config.setdefault("apps", {}).setdefault("http", {}).setdefault("servers", {})
+    return servers
+
+
+def put_route(config: Json, route: Route) -> None:
+    """Put a route of ours into the configuration, in place. Raises `CaddyRefusedError` when it has no place; then
+    nothing is changed."""
+    servers = _servers(config)
     built = build_route(route)
     name = _server_for(servers, route)
+    _refuse_without_https(name, servers.get(name, {}), route)
     _take_out(servers, {route.id}, but=name)
     server = servers.setdefault(name, _new_server(route))
     present = server.setdefault("routes", [])
@@ -235,7 +248,7 @@ def _ensure_route(servers: Json, route: Route) -> None:
             break
     else:
         present.insert(_place(present, route), built)
-    _set_automatic_https(name, server, route)
+    _set_automatic_https(server, route)
 
 
 def _new_server(route: Route) -> Json:
@@ -305,17 +318,18 @@ def _rank(hosts: list[str]) -> int:
     return 1 if any(host.startswith("*") for host in hosts) else 0
 
 
-def _set_automatic_https(name: str, server: Json, route: Route) -> None:
+def _refuse_without_https(name: str, server: Json, route: Route) -> None:
+    if route.tls == "auto" and server.get("automatic_https", {}).get("disable"):
+        raise CaddyRefusedError(
+            f'services.{route.service}: tls = "auto", but Caddy\'s server {name!r}, which listens on '
+            f'{", ".join(route.listen)}, has automatic HTTPS disabled; set tls = "off" or another listen address'
+        )
+
+
+def _set_automatic_https(server: Json, route: Route) -> None:
     """Make Caddy manage certificates for the hosts, or leave them alone, as the route says."""
     automatic = server.get("automatic_https", {})
-    if automatic.get("disable"):
-        if route.tls == "auto":
-            raise CaddyRefusedError(
-                f'services.{route.service}: tls = "auto", but Caddy\'s server {name!r}, which listens on '
-                f'{", ".join(route.listen)}, has automatic HTTPS disabled; set tls = "off" or another listen address'
-            )
-        return
-    if not route.hosts:
+    if automatic.get("disable") or not route.hosts:
         return
     skipped = [host for host in automatic.get("skip", []) if host not in route.hosts]
     if route.tls == "off":

@@ -1,63 +1,139 @@
-"""Bring Caddy to serve our routes, in one write at most, and prove that it can.
+"""Bring Caddy to serve our services, in one write at most, and prove that it can.
 
 Two facts decide whether slots work with the Caddy at hand: it reads our files when it dials, and it counts
 what is open behind them. Neither is told by a version number (a build need not know its own), so both are
 tried: a small server on the loopback, written together with the routes and left there, dials what a file of
 ours says, and we answer behind it while looking at Caddy's count. That needs no write when the daemon starts
-again.
+again. Where somebody's reload has taken that server out, what was proved of this very Caddy process still holds,
+and the server is not written again for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import secrets
 import socket
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
 from proxy.admin import TOO_OLD, Admin
-from proxy.errors import CaddyTooOldError, ProxyError, SlotError, SlotsNotResolvedError
-from proxy.handler import PROBE_ID, Json, Route, ensure, probe_server, remove, route_ids, server_port
+from proxy.errors import CaddyRefusedError, CaddyTooOldError, ProxyError, SlotError, SlotsNotResolvedError
+from proxy.handler import PROBE_ID, Json, probe_server, put_server, remove, route_ids, server_port
 from proxy.slots import SlotDirectory
+from proxy.ways import ByAdmin, Way
 
 PROBE_FILE = ".probe"
+PROOF_FILE = ".proved"
 _PORTS = range(20_000, 32_000)  # below what Linux gives to outgoing connections
 _TIMEOUT = 5.0  # s for one probe
 _LISTENING = 2.0  # s that Caddy may take until a new server of its listens
 
 
-async def install(admin: Admin, routes: Sequence[Route], root: Path, root_in_caddy: str | None = None) -> bool:
-    """Make Caddy serve these routes from the slots under `root`; whether anything had to be written.
+@dataclass
+class Installed:
+    """What came of it: whether Caddy's configuration was written, and by service what a person should know of the
+    change, or why the service could not be put there."""
+
+    written: bool = False
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Probing:
+    """The probe's server: its port, and the file it dials by, as Caddy sees it."""
+
+    port: int
+    path: str
+
+
+def wanted(config: Json | None, ways: Sequence[Way], probing: Probing | None) -> tuple[Json, Installed]:
+    """The configuration with all these services in it, and the probe's server. Pure."""
+    edited: Json = copy.deepcopy(config) if config else {}
+    told = Installed()
+    if probing is not None:
+        put_server(edited, PROBE_ID, probe_server(probing.port, probing.path))
+    for way in ways:
+        try:
+            notes = way.put(edited)
+        except CaddyRefusedError as error:
+            told.refused[way.route.service] = str(error)
+        else:
+            if notes:
+                told.notes[way.route.service] = notes
+    return edited, told
+
+
+async def install(admin: Admin, ways: Sequence[Way], root: Path, root_in_caddy: str | None = None) -> Installed:
+    """Make Caddy serve these services, from the slots under `root` where they have some.
 
     `root_in_caddy` is the same directory as Caddy sees it, where that differs. What was written is taken out
     again when the probe fails. Raises `ProxyError`.
     """
-    path = f"{root_in_caddy or root}/{PROBE_FILE}"
     before, _ = await admin.config()
-    port = server_port(before, PROBE_ID) or free_port()
+    proof = await proof_of(admin, root_in_caddy or str(root))
+    probing = probing_for(before, ways, root, root_in_caddy, proof)
+    edited, told = wanted(before, ways, probing)
 
     def change(config: Json | None) -> Json:
-        return ensure(config, list(routes), probe_server(port, path))
+        nonlocal edited, told
+        edited, told = wanted(config, ways, probing)
+        return edited
 
-    written = await admin.edit(change)
+    told.written = await admin.edit(change)
+    if probing is not None:
+        try:
+            await probe(admin, probing.port, root, probing.path)
+        except ProxyError:
+            if told.written:
+                await _undo(admin, ways, before, edited)
+            raise
+        await asyncio.to_thread(_write, root / PROOF_FILE, proof or "")
+    return told
+
+
+# -- the proof -----------------------------------------------------------------------------------------
+
+
+async def proof_of(admin: Admin, path: str) -> str | None:
+    """What a proof is valid for: this process of Caddy and this path. None where Caddy does not tell."""
+    started = await admin.process_start()
+    return None if started is None else f"{started} {path}"
+
+
+def probing_for(
+    config: Json | None, ways: Sequence[Way], root: Path, root_in_caddy: str | None, proof: str | None
+) -> Probing | None:
+    """The probe's server that is there, or is needed; None where all is proved, or there is nothing to prove."""
+    if all(isinstance(way, ByAdmin) for way in ways):
+        return None
+    port = server_port(config, PROBE_ID)
+    if port is None and proof is not None and _proved(root) == proof:
+        return None
+    return Probing(port or free_port(), f"{root_in_caddy or root}/{PROBE_FILE}")
+
+
+def _proved(root: Path) -> str:
     try:
-        await probe(admin, port, root, path)
-    except ProxyError:
-        if written:
-            await _undo(admin, routes, before)
-        raise
-    return written
+        return (root / PROOF_FILE).read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
-async def _undo(admin: Admin, routes: Sequence[Route], before: Json | None) -> None:
-    """Take out what was not there before."""
-    present = route_ids(before)
-    added = {PROBE_ID, *(route.id for route in routes)} - present
+async def _undo(admin: Admin, ways: Sequence[Way], before: Json | None, written: Json) -> None:
+    """Bring back what was there before; where somebody changed it since, only take out what is ours alone."""
+    added = {PROBE_ID, *(way.route.id for way in ways)} - route_ids(before)
+
+    def back(config: Json | None) -> Json:
+        return before or {} if config == written else remove(config, added)
+
     with contextlib.suppress(ProxyError):
-        await admin.edit(lambda config: remove(config, added))
+        await admin.edit(back)
 
 
 async def probe(admin: Admin, port: int, root: Path, path: str) -> None:

@@ -10,20 +10,22 @@ from collections.abc import Iterable, Mapping
 from proxy import table
 from proxy.admin import Admin, Row
 from proxy.errors import ProxyError, SlotError
-from proxy.handler import static_dials
+from proxy.handler import Json, static_dials
 from proxy.model import InFlight, Table, stream_alias
 from proxy.slots import SlotDirectory
+from proxy.ways import Way
 
 log = logging.getLogger("proxy.pools")
 
-_STATIC_AGE = 1.0  # s that the list of statically configured addresses is believed
+_CONFIG_AGE = 0.2  # s that a look at the configuration is believed: less than the quiet window of a drain
 
 
 class OpenCounts:
     """What is open on each address of one Caddy.
 
-    Not known, and said so: when the admin API does not answer; of an address that the configuration also
-    names itself (Caddy then lists only that other count); of one that is listed twice (a dynamic upstream).
+    Not known, and said so: when the admin API does not answer; when the service is not in Caddy's configuration, so
+    that its requests go elsewhere; of an address that the configuration also names itself (Caddy then lists only
+    that other count); of one that is listed twice (a dynamic upstream).
 
     One hole remains, in Caddy: its counter of an address is removed at the moment it falls to 0, and a request
     that begins in that very moment is not seen until it ends. Drains therefore want 0 over a quiet window, and
@@ -32,21 +34,26 @@ class OpenCounts:
 
     def __init__(self, admin: Admin) -> None:
         self._admin = admin
+        self._config: Json | None = None
         self._static: frozenset[str] = frozenset()
-        self._static_etag = ""
-        self._static_at = float("-inf")
+        self._present: dict[str, bool] = {}  # by the id of a service's route
+        self._etag = ""
+        self._read_at = float("-inf")
         self._asking = asyncio.Lock()
         self._next: asyncio.Task[list[Row]] | None = None
 
-    async def read(self, dials: Iterable[str], *, split: bool) -> dict[str, InFlight | None]:
-        """What is open on each address; `split`: streams are counted under a spelling of their own."""
+    async def read(self, dials: Iterable[str], way: Way) -> dict[str, InFlight | None]:
+        """What is open on each address of a service."""
         wanted = list(dials)
         try:
-            static = await self._static_dials()
+            await self._look()
             rows = await self._rows()
         except ProxyError as error:
             log.debug("in-flight counts not readable: %s", error)
             return dict.fromkeys(wanted)
+        if not self._is_present(way):
+            return dict.fromkeys(wanted)
+        static, split = self._static, way.splits_streams
         found: dict[str, list[int]] = {}
         for row in rows:
             found.setdefault(row.address, []).append(row.num_requests)
@@ -74,13 +81,21 @@ class OpenCounts:
             self._next = None
             return await self._admin.upstreams()
 
-    async def _static_dials(self) -> frozenset[str]:
-        if time.monotonic() - self._static_at > _STATIC_AGE:
-            config, etag = await self._admin.config()
-            if etag != self._static_etag:
-                self._static, self._static_etag = static_dials(config), etag
-            self._static_at = time.monotonic()
-        return self._static
+    async def _look(self) -> None:
+        """Look at the configuration, unless that was done a moment ago."""
+        if time.monotonic() - self._read_at <= _CONFIG_AGE:
+            return
+        changed = await self._admin.config_unless(self._etag)
+        if changed is not None:
+            self._config, self._etag = changed
+            self._static, self._present = static_dials(self._config), {}
+        self._read_at = time.monotonic()
+
+    def _is_present(self, way: Way) -> bool:
+        known = self._present.get(way.route.id)
+        if known is None:
+            known = self._present[way.route.id] = way.present(self._config)
+        return known
 
 
 def _heard(task: asyncio.Task[list[Row]]) -> None:
@@ -95,10 +110,10 @@ class SlotPool:
     Raises `SlotError` when a shift cannot be written; the routing then stays as it was.
     """
 
-    def __init__(self, directory: SlotDirectory, counts: OpenCounts, *, split_streams: bool) -> None:
+    def __init__(self, directory: SlotDirectory, counts: OpenCounts, way: Way) -> None:
         self._directory = directory
         self._counts = counts
-        self._split = split_streams
+        self._way = way
         self._table: Table | None = None
         self._writing = asyncio.Lock()
         self._sweeping: asyncio.Future[None] | None = None
@@ -132,7 +147,7 @@ class SlotPool:
 
     async def in_flight(self, dials: Iterable[str]) -> Mapping[str, InFlight | None]:
         """What is open on each address now."""
-        return await self._counts.read(dials, split=self._split)
+        return await self._counts.read(dials, self._way)
 
     async def aclose(self) -> None:
         """Wait for what is being tidied up."""

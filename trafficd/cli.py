@@ -22,9 +22,11 @@ import uvloop
 from click.core import ParameterSource
 
 import trafficd
+from proxy.admin import Admin
 from proxy.errors import ProxyError
 from trafficd import config as configuration
-from trafficd import daemon, show
+from trafficd import daemon, preview, show
+from trafficd.api.views import preview_view
 from trafficd.client import Client, Json, RefusedError, read_token
 from trafficd.errors import ConfigError, ConflictError, DaemonUnreachableError, TrafficdError
 from trafficd.listen import hand_over
@@ -158,6 +160,75 @@ def _restarted(client: Client, before: float) -> Json:
         if time.monotonic() > deadline:
             raise TrafficdError(f"the daemon did not start again within {_RELOAD:g} s; look at its log")
         time.sleep(0.1)
+
+
+# -- Caddy's configuration ---------------------------------------------------------------------------------
+
+_BY_FILE = "Of this configuration file, without a daemon."
+
+
+@main.command()
+@click.option("--config", "path", help=f"{_BY_FILE} Nothing is written.")
+@connected
+def plan(options: Options, path: str | None) -> None:
+    """What would be written into Caddy's configuration, before anything is touched."""
+    view = _preview(path) if path is not None else options.client().call("GET", "/v1/plan")
+    options.say(view, show.plan)
+    if any(one["refused"] and one["route"] != "import" for one in view["services"]):
+        sys.exit(NOT_ACHIEVED)
+
+
+def _preview(path: str) -> Json:
+    async def look() -> preview.Preview:
+        config = configuration.load(path)
+        admin = Admin(config.caddy.admin, timeout=config.caddy.timeout)
+        try:
+            return await preview.preview(config, admin)
+        finally:
+            await admin.aclose()
+
+    return preview_view(asyncio.run(look())).model_dump(mode="json")
+
+
+@main.command()
+@click.argument("service")
+@click.option("--config", "path", help=_BY_FILE)
+@connected
+def caddyfile(options: Options, service: str, path: str | None) -> None:
+    """The snippet that a Caddyfile imports, for route = "import"."""
+    if path is not None:
+        view = {"service": service, "snippet": preview.caddyfile(configuration.load(path), service)}
+    else:
+        view = options.client().call("GET", f"/v1/services/{_name(service)}/caddyfile")
+    options.say(view, lambda answer: str(answer["snippet"]).rstrip("\n"))
+
+
+@main.command()
+@click.argument("service")
+@connected
+def leave(options: Options, service: str) -> None:
+    """Let Caddy go on with plain upstreams, as if trafficd had never been there."""
+    options.say(options.client().call("POST", f"/v1/services/{_name(service)}/leave", {}, _actor()), show.service)
+
+
+@main.command()
+@click.argument("service")
+@connected
+def join(options: Options, service: str) -> None:
+    """Steer a service again that was left."""
+    options.say(options.client().call("POST", f"/v1/services/{_name(service)}/join", {}, _actor()), show.service)
+
+
+@main.command()
+@click.argument("service")
+@click.argument("switch", type=click.Choice(["on", "off"]))
+@click.option("--reason", default="", help="Why; shown in the status.")
+@connected
+def maintenance(options: Options, service: str, switch: str, reason: str) -> None:
+    """Let Caddy answer every request itself, with the text of [services.SERVICE.maintenance]."""
+    body = {"on": switch == "on", "reason": reason}
+    answer = options.client().call("POST", f"/v1/services/{_name(service)}/maintenance", body, _actor())
+    options.say(answer, show.service)
 
 
 # -- state -------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -25,22 +25,23 @@ from aiohttp import web
 from proxy.admin import Admin
 from proxy.admin_pool import AdminPool
 from proxy.errors import ProxyError
-from proxy.handler import Route, Transport
 from proxy.install import prepare_root
 from proxy.pools import OpenCounts, SlotPool
 from proxy.server import CaddyServer
 from proxy.slots import SlotDirectory
+from proxy.ways import ByAdmin, Way
 from trafficd.api.app import build
 from trafficd.api.guard import Guard, read_token
 from trafficd.config import Config, ServiceSection, load
 from trafficd.core.reconcile import Configured, reconcile
 from trafficd.engine import Engine, Parts
-from trafficd.errors import ConfigError, ConflictError, StateError, TrafficdError
+from trafficd.errors import ConfigError, ConflictError, ProxyUnavailableError, StateError, TrafficdError
 from trafficd.health.probe import Check, HttpProbe
 from trafficd.link import Link, Linked
 from trafficd.listen import inherited, tcp_socket, unix_socket
 from trafficd.operate import Operator
 from trafficd.ports import Driver, Pool
+from trafficd.preview import Preview, caddyfile, preview
 from trafficd.reload import refusals
 from trafficd.retention import keep_short
 from trafficd.store.sqlite import SqliteJournal, StateLock
@@ -48,6 +49,7 @@ from trafficd.swap.command import CommandDriver
 from trafficd.swap.external import ExternalDriver
 from trafficd.swap.hooks import Hooks
 from trafficd.swap.process import CommandRunner
+from trafficd.ways import slots_root, static_answer, way_of
 
 log = logging.getLogger("trafficd.daemon")
 
@@ -77,6 +79,8 @@ class Daemon:
         self._caddy: CaddyServer | None = None
         if self.config.caddy.managed:
             self._caddy = CaddyServer(state / "caddy", self.config.caddy.admin)
+        elsewhere = self.config.caddy.slots_path
+        self._link = Link(self._admin, slots_root(self.config), elsewhere, self._caddy)
         self._pools: dict[str, SlotPool | AdminPool] = {}
         self._probes: list[HttpProbe] = []
         self._operators: dict[str, Operator] = {}
@@ -97,10 +101,9 @@ class Daemon:
                 stack.push_async_callback(self._leave_caddy)
             await self._open_services()
             stack.push_async_callback(self._close_services)
-            link = self._link()
-            linking = asyncio.create_task(link.run())
+            linking = asyncio.create_task(self._link.run())
             stack.push_async_callback(_cancel, [linking])
-            await self._tied(link, linking)
+            await self._tied(linking)
             keeping = keep_short(self.engines.values(), self._journal, self.config.daemon.retention)
             stack.push_async_callback(_cancel, [asyncio.create_task(keeping)])
             runner = await self._serve()
@@ -123,6 +126,22 @@ class Daemon:
         self.again = True
         self.stopping.set()
 
+    async def preview(self) -> Preview:
+        """What a reload, or a start, would write into Caddy's configuration now. Raises `TrafficdError`."""
+        wanted = self.config if self.path is None else load(self.path)
+        left = frozenset(name for name, engine in self.engines.items() if engine.state.left)
+        try:
+            return await preview(wanted, self._admin, left)
+        except ProxyError as error:
+            raise ProxyUnavailableError(str(error)) from error
+
+    def caddyfile(self, service: str) -> str:
+        """The snippet for a Caddyfile. Raises `TrafficdError`."""
+        try:
+            return caddyfile(self.config, service)
+        except ProxyError as error:
+            raise ConflictError(str(error)) from error
+
     def stop(self, *, with_caddy: bool = False) -> None:
         """End `run`. A Caddy of our own serves on unless `with_caddy`."""
         self.stop_caddy = self.stop_caddy or with_caddy
@@ -143,7 +162,7 @@ class Daemon:
         self._lock.acquire()
 
     async def _open_services(self) -> None:
-        root = self._slots_root
+        root = slots_root(self.config)
         directories = {
             name: SlotDirectory(root, name, section.slots)
             for name, section in self.config.services.items()
@@ -152,27 +171,32 @@ class Daemon:
         for note in await asyncio.to_thread(prepare_root, root, list(directories.values())):
             log.warning("slots: %s", note)
         for name, section in self.config.services.items():
-            route = route_of(name, section, root)
-            pool = await self._pool(route, directories.get(name))
+            way = way_of(name, self.config, partial(self._weights, name))
+            pool = await self._pool(way, directories.get(name))
             self._pools[name] = pool
             engine = Engine(name, self._parts(name, section, pool))
             await engine.load()
             await self._reconcile(engine, section)
             self.engines[name] = engine
-            self._operators[name] = Operator(engine, section, self._external.replaced)
+            self._link.services[name] = Linked(way, section.restore, engine, pool, static_answer(section))
+            self._operators[name] = Operator(engine, section, self._external.replaced, self._link)
             engine.start()
 
-    async def _pool(self, route: Route, directory: SlotDirectory | None) -> SlotPool | AdminPool:
+    def _weights(self, name: str) -> Mapping[str, int]:
+        return self.engines[name].decide().weights
+
+    async def _pool(self, way: Way, directory: SlotDirectory | None) -> SlotPool | AdminPool:
         if directory is not None:
-            slots = SlotPool(directory, self._counts, split_streams=route.splits_streams)
+            slots = SlotPool(directory, self._counts, way)
             await slots.open()
             return slots
-        pool = AdminPool(self._admin, route, self._counts)
-        log.warning("%s: %s", route.service, pool.cost)
+        assert isinstance(way, ByAdmin), "without slots there is the admin API"
+        pool = AdminPool(self._admin, way, self._counts)
+        log.warning("%s: %s", way.route.service, pool.cost)
         try:
             await pool.open()
         except ProxyError as error:
-            log.error("%s: what has traffic now is not known: %s", route.service, error)
+            log.error("%s: what has traffic now is not known: %s", way.route.service, error)
         return pool
 
     async def _reconcile(self, engine: Engine, section: ServiceSection) -> None:
@@ -206,10 +230,6 @@ class Daemon:
         argv = {"swap": section.swap.command, "prepare": section.swap.prepare, "retire": section.swap.retire}
         return CommandDriver(self._runner, argv.get)
 
-    @property
-    def _slots_root(self) -> Path:
-        return self.config.daemon.state_dir.absolute() / "slots"
-
     async def _close_services(self) -> None:
         self._runner.leave()  # commands go on; the next daemon finds them
         for engine in self.engines.values():
@@ -221,26 +241,14 @@ class Daemon:
 
     # -- Caddy -----------------------------------------------------------------------------------------
 
-    def _link(self) -> Link:
-        """What keeps our routes in Caddy."""
-        root = self._slots_root
-        services = {
-            name: Linked(
-                route_of(name, section, root), section.restore, self.engines[name], _admin_pool(self._pools[name])
-            )
-            for name, section in self.config.services.items()
-        }
-        elsewhere = [section.slots_path for section in self.config.services.values() if section.slots_path]
-        return Link(self._admin, services, root, elsewhere[0] if elsewhere else None, self._caddy)
-
     async def _leave_caddy(self) -> None:
         if self._caddy is not None and self.stop_caddy:
             await self._caddy.stop()
             log.info("our Caddy is stopped")
 
-    async def _tied(self, link: Link, linking: asyncio.Task[None]) -> None:
+    async def _tied(self, linking: asyncio.Task[None]) -> None:
         """Return after the first attempt to reach Caddy, so that what is fatal is known before we serve."""
-        waits = [asyncio.create_task(event.wait()) for event in (link.tried, self.stopping)]
+        waits = [asyncio.create_task(event.wait()) for event in (self._link.tried, self.stopping)]
         await asyncio.wait((linking, *waits), return_when=asyncio.FIRST_COMPLETED)
         await _cancel(waits)
         await asyncio.sleep(0)
@@ -261,7 +269,7 @@ class Daemon:
         guard = None
         if section.listen is not None and section.token_file is not None:
             guard = Guard(read_token(section.token_file), section.allowed_hosts, section.allowed_origins)
-        app = build(self._operators, self._journal, guard, self.reload)
+        app = build(self._operators, self._journal, guard, self)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE, handler_cancellation=False)
         await runner.setup()
         try:
@@ -285,39 +293,6 @@ class Daemon:
             self.sockets[place] = found.pop(place) if place in found else tcp_socket(place)
         for forgotten in found.values():
             forgotten.close()
-
-
-def _admin_pool(pool: SlotPool | AdminPool) -> AdminPool | None:
-    return pool if isinstance(pool, AdminPool) else None
-
-
-def route_of(name: str, section: ServiceSection, root: Path) -> Route:
-    """A service's route in Caddy."""
-    transport = section.transport
-    return Route(
-        service=name,
-        slots_path=f"{section.slots_path or root}/{name}/current",
-        slots=section.slots,
-        hosts=tuple(section.hosts),
-        listen=tuple(section.listen),
-        tls=section.tls_mode,
-        affinity=section.affinity,
-        try_duration=section.try_duration,
-        try_interval=section.try_interval,
-        stream_close_delay=section.stream_close_delay,
-        transport=Transport(
-            tls=transport.tls,
-            server_name=transport.tls_server_name,
-            insecure=transport.tls_insecure,
-            ca=str(transport.tls_ca) if transport.tls_ca else None,
-            h2c=transport.h2c,
-            dial_timeout=transport.dial_timeout,
-            response_header_timeout=transport.response_header_timeout,
-            read_timeout=transport.read_timeout,
-            write_timeout=transport.write_timeout,
-            keepalive=transport.keepalive,
-        ),
-    )
 
 
 def _check(section: ServiceSection) -> Check:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from trafficd.core import events as ev
@@ -23,6 +23,7 @@ from trafficd.core.health import Pulse
 from trafficd.core.machine import advance, fold
 from trafficd.core.model import Gating, Health, Rollout, Service, StepKey, StepRecord, Upstream, Wait, World
 from trafficd.core.plan import Decision, decide
+from trafficd.core.routing import route
 from trafficd.errors import ProxyUnavailableError, TrafficdError
 from trafficd.observe import HealthMonitor, gate
 from trafficd.perform import Done, Hands, RunHook, describe, perform
@@ -222,8 +223,14 @@ class Engine:
 
     # -- routing ---------------------------------------------------------------------------------------
 
+    def in_the_open(self) -> Mapping[str, int]:
+        """The weights that there would be with no maintenance and no hold."""
+        return route(replace(self.state, maintenance=None, held=False), self.world()).weights
+
     async def _route(self) -> None:
         """Write the routing that the state calls for at the moment of writing: never an older one."""
+        if self.state.left:
+            return  # Caddy goes on without us
         try:
             async with self._routing:
                 decision = self.decide()

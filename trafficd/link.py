@@ -1,27 +1,33 @@
-"""The daemon's tie to Caddy: our routes are in its configuration, and stay there.
+"""The daemon's tie to Caddy: our services are in its configuration, and stay there.
 
-Caddy is only told about routes, once; traffic moves by slots, whatever becomes of this tie. So when Caddy cannot be
-reached, nothing is decided here: it is said, and tried again. When somebody's reload has removed our routes, the slots
+Caddy is only told about services, once; traffic moves by slots, whatever becomes of this tie. So when Caddy cannot be
+reached, nothing is decided here: it is said, and tried again. When somebody's reload has removed our slots, they
 steer nothing any more: that is said loudly, a live rollout pauses before it believes a count that means nothing, and
-the routes are written again where the configuration says that they may be.
+the configuration is written again where it is ours to write and the service's section says that it may be.
+
+A handler is adopted only when somebody stands behind the slots: until then it goes on as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from proxy import admin_route
+from proxy import maintenance
 from proxy.admin import Admin
 from proxy.admin_pool import AdminPool
-from proxy.errors import CaddyUnreachableError, ConfigConflictError, ProxyError
-from proxy.handler import Json, Route, present
-from proxy.install import install
+from proxy.errors import CaddyRefusedError, CaddyUnreachableError, ConfigConflictError, ProxyError
+from proxy.handler import Json
+from proxy.install import Installed, free_port, install
+from proxy.maintenance import StaticAnswer
+from proxy.pools import SlotPool
 from proxy.server import CaddyServer
+from proxy.ways import Adopted, Way
 from trafficd.core import events as ev
 from trafficd.core.model import Service
 from trafficd.engine import Engine
@@ -30,22 +36,20 @@ from trafficd.errors import ConflictError, TrafficdError
 log = logging.getLogger("trafficd.link")
 
 _RETRY = 1.0  # s between attempts to reach Caddy
-_WATCH_LIVE = 1.0  # s between looks at its configuration while a rollout is live
+_WATCH_LIVE = 1.0  # s between looks at its configuration while a rollout is live, or something is missing in it
 _WATCH_IDLE = 5.0
 
 
 @dataclass(frozen=True)
 class Linked:
-    """A service's route, and whether it is written again when somebody has removed it."""
+    """A service, its way of standing in Caddy's configuration, and whether it is written there again when somebody
+    has removed it."""
 
-    route: Route
+    way: Way
     restore: bool
     engine: Engine
-    pool: AdminPool | None = None  # control = "admin": the pool writes the route, with the addresses in it
-
-    def present(self, config: Json | None) -> bool:
-        """Whether the configuration has the route."""
-        return present(config, self.route) if self.pool is None else admin_route.present(config, self.route)
+    pool: SlotPool | AdminPool
+    answer: StaticAnswer
 
 
 @dataclass
@@ -53,11 +57,12 @@ class Link:
     """`root` is the directory of all slots, `root_in_caddy` the same as Caddy sees it, where that differs."""
 
     admin: Admin
-    services: Mapping[str, Linked]
     root: Path
     root_in_caddy: str | None = None
     managed: CaddyServer | None = None
+    services: dict[str, Linked] = field(default_factory=dict)
     tried: asyncio.Event = field(default_factory=asyncio.Event)
+    _tied: set[str] = field(default_factory=set)  # seen in Caddy's configuration since the daemon began
 
     async def run(self) -> None:
         """Connect, then watch, for ever. Raises `ProxyError` when this Caddy cannot do what slots need."""
@@ -68,32 +73,40 @@ class Link:
                 group.create_task(self._keep(self.managed))
 
     async def _connect(self) -> None:
-        """Bring Caddy to serve our routes; again and again while it cannot be reached."""
+        """Bring Caddy to serve our services; again and again while it cannot be reached."""
         while True:
             try:
-                written = await self._install()
+                await self._install([name for name, one in self.services.items() if not one.engine.state.left])
             except (CaddyUnreachableError, ConfigConflictError) as error:
                 self._say(str(error))
             else:
-                self._say("")
-                what = "our routes were written into Caddy's configuration" if written else "Caddy has our routes"
-                log.info("%s", what)
                 return
             finally:
                 self.tried.set()
             await asyncio.sleep(_RETRY)
 
-    async def _install(self, names: Iterable[str] | None = None) -> bool:
-        wanted = [self.services[name] for name in (self.services if names is None else names)]
-        written = False
-        routes = [linked.route for linked in wanted if linked.pool is None]
-        if routes:
-            written = await install(self.admin, routes, self.root, self.root_in_caddy)
-        for linked in wanted:
-            if linked.pool is not None:
-                written |= await linked.pool.install(linked.engine.decide().weights)
-                linked.engine.wake()
-        return written
+    async def _install(self, names: Iterable[str]) -> None:
+        """Write these services into Caddy's configuration, in one write, as far as they can be; say of the others what
+        keeps them out of it."""
+        wanted = {name: self.services[name] for name in names}
+        refused = {name: _NOBODY_YET for name, one in wanted.items() if _must_wait(one)}
+        ways = [one.way for name, one in wanted.items() if name not in refused]
+        told = await install(self.admin, ways, self.root, self.root_in_caddy) if ways else Installed()
+        refused |= told.refused
+        for name, one in wanted.items():
+            for note in told.notes.get(name, ()):
+                log.warning("%s: taken over: %s", name, note)
+            if name in refused:
+                await self._out(one, refused[name])
+                continue
+            self._tied.add(name)
+            one.engine.troubled("caddy", "")
+            if isinstance(one.pool, AdminPool):
+                await one.pool.open()
+                one.engine.wake()
+        if placed := sorted(wanted.keys() - refused.keys()):
+            what = "written into Caddy's configuration" if told.written else "in Caddy's configuration already"
+            log.info("%s: %s", what, ", ".join(placed))
 
     def _say(self, text: str) -> None:
         for linked in self.services.values():
@@ -102,43 +115,47 @@ class Link:
     # -- drift -----------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Look at Caddy's configuration again and again, and often while a rollout is live."""
+        """Look at Caddy's configuration again and again, and often while that matters."""
         seen, looked = "", time.monotonic()
         while True:
             await asyncio.sleep(_WATCH_LIVE)
-            live = any(linked.engine.state.live is not None for linked in self.services.values())
-            if not live and time.monotonic() - looked < _WATCH_IDLE:
+            pressing = not seen or any(linked.engine.state.live is not None for linked in self.services.values())
+            if not pressing and time.monotonic() - looked < _WATCH_IDLE:
                 continue
             looked = time.monotonic()
             try:
-                config, etag = await self.admin.config()
-                if etag != seen:
+                changed = await self.admin.config_unless(seen)
+                if changed is not None:
+                    config, etag = changed
                     seen = etag if await self._settled(config) else ""
             except ProxyError as error:
                 self._say(str(error))
                 seen = ""
 
     async def _settled(self, config: Json | None) -> bool:
-        """Compare a configuration that changed with what we need; whether there is nothing left to do."""
-        missing = [name for name, linked in self.services.items() if not linked.present(config)]
-        lost = [name for name in missing if not self.services[name].restore]
-        if restored := [name for name in missing if name not in lost]:
-            log.error("somebody changed Caddy's configuration: written again: the routes of %s", ", ".join(restored))
-            await self._install(restored)
-        for name, linked in self.services.items():
-            if name in lost:
-                await self._lost(linked)
-            else:
-                linked.engine.troubled("caddy", "")
+        """Compare a configuration that changed with what we need; whether it was all there."""
+        present = {name for name, one in self.services.items() if one.way.present(config)}
+        left = {name for name, one in self.services.items() if one.engine.state.left}
+        for name in present - left:
+            self._tied.add(name)
+            self.services[name].engine.troubled("caddy", "")
+        for name in present & left:  # the daemon ended before it had left
+            await self._leave_after_all(name)
+        missing = self.services.keys() - present - left
+        lost = {name for name in missing & self._tied if not self.services[name].restore}
+        for name in lost:
+            await self._out(self.services[name], _lost(name))
+        if again := sorted(missing & self._tied - lost):
+            log.error("somebody changed Caddy's configuration: written again, if it can be: %s", ", ".join(again))
+        if missing - lost:
+            await self._install(sorted(missing - lost))
+        for name, one in self.services.items():
+            if one.engine.state.maintenance is not None and not maintenance.present(config):
+                await self.maintenance(name)
         return not missing
 
-    async def _lost(self, linked: Linked) -> None:
-        name = linked.engine.name
-        text = (
-            f"Caddy's configuration no longer has our route of {name}: somebody reloaded or changed it, and the slots "
-            "steer nothing now. Restart trafficd to have the route written again, or set "
-            f"services.{name}.restore = true"
-        )
+    async def _out(self, linked: Linked, text: str) -> None:
+        """Say that the slots steer nothing, and let a live rollout wait."""
         linked.engine.troubled("caddy", text)
         live = linked.engine.state.live
         if live is None or live.paused:
@@ -150,9 +167,46 @@ class Link:
             return not state.live.paused
 
         try:
-            await linked.engine.record(ev.Paused(name, live.id, "trafficd", text), still_live)
+            await linked.engine.record(ev.Paused(linked.engine.name, live.id, "trafficd", text), still_live)
         except TrafficdError as error:
-            log.error("%s: the rollout could not be paused: %s", name, error)
+            log.error("%s: the rollout could not be paused: %s", linked.engine.name, error)
+
+    # -- what operators ask for ------------------------------------------------------------------------
+
+    async def leave(self, name: str) -> None:
+        """Let Caddy go on with plain upstreams. Raises `ProxyError` when it cannot."""
+        linked = self.services[name]
+        self._tied.discard(name)
+        written = await self.admin.edit(lambda config: linked.way.leave(config, linked.engine.in_the_open()))
+        if written:
+            log.warning("%s: left: Caddy goes on with plain upstreams, and trafficd steers nothing", name)
+
+    async def _leave_after_all(self, name: str) -> None:
+        try:
+            await self.leave(name)
+        except CaddyRefusedError as error:
+            self.services[name].engine.troubled("caddy", str(error))
+
+    async def join(self, name: str) -> None:
+        """Steer the service again. Raises `ProxyError` when it cannot."""
+        await self._install([name])
+
+    async def maintenance(self, name: str) -> str:
+        """The address of Caddy's own static answer for a service. Raises `ProxyError` where it cannot be given."""
+        linked = self.services[name]
+        address = ""
+        port = free_port()
+
+        def change(config: Json | None) -> Json:
+            nonlocal address
+            if maintenance.speaks_tls(config, linked.way.route):
+                raise CaddyRefusedError(_SPEAKS_TLS)
+            edited: Json = copy.deepcopy(config) if config else {}
+            address = maintenance.put(edited, port, [(one.way.route, one.answer) for one in self.services.values()])
+            return edited
+
+        await self.admin.edit(change)
+        return address
 
     # -- a Caddy of our own ----------------------------------------------------------------------------
 
@@ -165,7 +219,26 @@ class Link:
             log.error("our Caddy is gone; it is started again")
             try:
                 await caddy.start()
-                await self._install()
-                self._say("")
+                await self._settled((await self.admin.config())[0])
             except ProxyError as error:
                 self._say(f"our Caddy was gone and is not serving again yet: {error}")
+
+
+_NOBODY_YET = "not taken over yet: no upstream has passed a probe, so Caddy goes on serving it as before"
+_SPEAKS_TLS = (
+    "Caddy speaks TLS to the upstreams of this service, and its own static answer has no certificate for that; use "
+    "`trafficd hold`, or answer from the Caddyfile"
+)
+
+
+def _must_wait(linked: Linked) -> bool:
+    """A handler is taken over only when somebody stands behind its slots."""
+    return isinstance(linked.way, Adopted) and not linked.pool.shares()
+
+
+def _lost(name: str) -> str:
+    return (
+        f"Caddy's configuration no longer has our route of {name}: somebody reloaded or changed it, and the slots "
+        "steer nothing now. Restart trafficd to have the route written again, or set "
+        f"services.{name}.restore = true"
+    )

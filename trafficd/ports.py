@@ -34,6 +34,22 @@ class Pool(Protocol):
         ...
 
 
+class Ties(Protocol):
+    """What can be asked of the tie between a service and the proxy, by the service's name."""
+
+    async def leave(self, service: str) -> None:
+        """Let the proxy go on with plain upstreams."""
+        ...
+
+    async def join(self, service: str) -> None:
+        """Steer the service again."""
+        ...
+
+    async def maintenance(self, service: str) -> str:
+        """The address of the proxy's own static answer."""
+        ...
+
+
 class Entry(NamedTuple):
     """One line of the journal; `at` in seconds since the epoch."""
 

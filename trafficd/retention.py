@@ -41,6 +41,8 @@ def snapshot(service: Service) -> ev.Snapshotted:
         held=service.held,
         freeze=service.freeze,
         history=service.history,
+        maintenance=service.maintenance,
+        left=service.left,
     )
 
 

@@ -52,6 +52,10 @@ def service(view: Json) -> str:
 def _service_parts(view: Json) -> list[RenderableType]:
     title = Text(view["name"], style="bold")
     title.append(f"  stable {view['stable'] or 'unknown'}", style="not bold")
+    if view["left"]:
+        title.append("  LEFT: Caddy goes on with plain upstreams", style="magenta")
+    if view["maintenance"] is not None:
+        title.append(f"  MAINTENANCE: Caddy answers {view['maintenance']['reason']}".rstrip(), style="yellow")
     if view["held"]:
         title.append("  HELD: requests wait", style="yellow")
     if view["canary_percent"] is not None:
@@ -231,3 +235,27 @@ def _progress(view: Json) -> Table:
         mark = {"done": "✔", "waiting": "·", "reverted": "↩"}.get(state, "✘" if state.startswith("failed") else "▶")
         table.add_row(f"{mark} {name}", state)
     return table
+
+
+# -- Caddy's configuration ---------------------------------------------------------------------------------
+
+
+def plan(view: Json) -> str:
+    """What would be written, and what each service should know of it."""
+    lines = []
+    for one in view["services"]:
+        state = "there already" if one["present"] else "to be written"
+        if one["refused"]:
+            state = "cannot be done"
+        elif one["route"] == "import":
+            state = "imported" if one["present"] else "not imported yet"
+        lines.append(f"{one['service']} (route {one['route']}, control {one['control']}): {state}")
+        lines += [f"  - {note}" for note in one["notes"]]
+        lines += [f"  {line}" for line in (one["refused"] or "").splitlines()]
+        lines.append(f"  {one['cost']}")
+    lines.append("")
+    if view["difference"]:
+        lines.append(f"The write, to {view['admin']}:")
+        lines += [f"  {line}" for line in view["difference"]]
+    lines.append(view["cost"])
+    return "\n".join(lines)

@@ -16,6 +16,7 @@ from proxy.install import install, prepare_root
 from proxy.pools import OpenCounts, SlotPool
 from proxy.server import CaddyServer
 from proxy.slots import SlotDirectory
+from proxy.ways import Own
 from tests.bench.figure import Figure
 from trafficd.demo.stage import free_ports
 
@@ -48,8 +49,8 @@ async def _turns(directory: Path, admin: Admin, port: int) -> tuple[list[float],
     slots = SlotDirectory(directory / "slots", "web", 100)
     prepare_root(directory / "slots", [slots])
     route = Route("web", str(slots.current), 100, listen=(f"127.0.0.1:{port}",))
-    await install(admin, [route], directory / "slots")
-    pool = SlotPool(slots, OpenCounts(admin), split_streams=True)
+    await install(admin, [Own(route)], directory / "slots")
+    pool = SlotPool(slots, OpenCounts(admin), Own(route))
     await pool.open()
     dials = [f"10.0.0.{number}:8080" for number in range(1, 5)]
     by_slots, by_admin = [], []

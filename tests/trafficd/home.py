@@ -20,7 +20,7 @@ from aiohttp import web
 from jsonschema import Draft202012Validator
 from yarl import URL
 
-from tests.trafficd.fakes import FakeDriver, FakePool, FakeProbe, FlakyJournal, no_hook
+from tests.trafficd.fakes import FakeDriver, FakePool, FakeProbe, FakeTies, FlakyJournal, no_hook
 from trafficd.api.app import build
 from trafficd.api.guard import Guard
 from trafficd.config import ServiceSection
@@ -106,6 +106,7 @@ class Home:
         self.directory, self.sections, self.guard = directory, services, guard
         self.pools = {name: FakePool(service.slots) for name, service in services.items()}
         self.probe, self.driver, self.external = FakeProbe(), FakeDriver(), ExternalDriver()
+        self.ties = FakeTies()
         self.socket = directory / "sock"
         self.engines: dict[str, Engine] = {}
         self.operators: dict[str, Operator] = {}
@@ -158,7 +159,7 @@ class Home:
                 await engine.record(ev.UpstreamAdded(name, one.id, one.dial, one.version, one.spare_dial, True))
             await engine.record(ev.StableSet(name, service.upstreams[0].version))
         self.engines[name] = engine
-        self.operators[name] = Operator(engine, service, self.external.replaced)
+        self.operators[name] = Operator(engine, service, self.external.replaced, self.ties)
         engine.start()
 
     async def stop(self) -> None:

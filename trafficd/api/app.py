@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from aiohttp import web
@@ -21,6 +21,7 @@ from trafficd.config import RolloutOverrides
 from trafficd.core.events import RolloutStarted
 from trafficd.errors import ConfigError, ConflictError, InvalidError, NotFoundError
 from trafficd.operate import Operator
+from trafficd.preview import Preview
 from trafficd.store.sqlite import SqliteJournal
 
 _NEWEST: dict[str, dict[str, Any]] = {
@@ -29,13 +30,29 @@ _NEWEST: dict[str, dict[str, Any]] = {
 }
 
 
+class Upkeep(Protocol):
+    """What concerns the daemon as a whole and its configuration file."""
+
+    def reload(self) -> None:
+        """Take up a changed configuration."""
+        ...
+
+    async def preview(self) -> Preview:
+        """What that would write into Caddy's configuration."""
+        ...
+
+    def caddyfile(self, service: str) -> str:
+        """A service's snippet for a Caddyfile."""
+        ...
+
+
 @dataclass(frozen=True)
 class Api:
     """The handlers. Each reads its request, asks an operator, and answers."""
 
     operators: Mapping[str, Operator]
     journal: SqliteJournal
-    reload_daemon: Callable[[], None] | None = None
+    upkeep: Upkeep | None = None
     started_at: float = field(default_factory=time.time)
 
     # -- services --------------------------------------------------------------------------------------
@@ -144,6 +161,27 @@ class Api:
         operator = self._operator(request)
         await read(request, schema.Nothing)
         await operator.thaw(actor=_actor(request))
+        return answer(await self._view(operator))
+
+    async def maintenance(self, request: web.Request) -> web.StreamResponse:
+        operator = self._operator(request)
+        wanted = await read(request, schema.Maintain)
+        if wanted.on:
+            await operator.begin_maintenance(wanted.reason, actor=_actor(request))
+        else:
+            await operator.end_maintenance(actor=_actor(request))
+        return answer(await self._view(operator))
+
+    async def leave(self, request: web.Request) -> web.StreamResponse:
+        operator = self._operator(request)
+        await read(request, schema.Nothing)
+        await operator.leave(actor=_actor(request))
+        return answer(await self._view(operator))
+
+    async def join(self, request: web.Request) -> web.StreamResponse:
+        operator = self._operator(request)
+        await read(request, schema.Nothing)
+        await operator.join(actor=_actor(request))
         return answer(await self._view(operator))
 
     # -- rollouts --------------------------------------------------------------------------------------
@@ -281,13 +319,27 @@ class Api:
 
     async def reload(self, request: web.Request) -> web.StreamResponse:
         await read(request, schema.Nothing)
-        if self.reload_daemon is None:
-            raise ConflictError("this daemon cannot be reloaded; restart it")
         try:
-            self.reload_daemon()
+            self._upkeep.reload()
         except ConfigError as error:
             raise InvalidError(str(error)) from error
         return answer(schema.Reloading(), 202)
+
+    @property
+    def _upkeep(self) -> Upkeep:
+        if self.upkeep is None:
+            raise ConflictError("this daemon has no configuration of its own")
+        return self.upkeep
+
+    async def plan(self, request: web.Request) -> web.StreamResponse:
+        try:
+            return answer(views.preview_view(await self._upkeep.preview()))
+        except ConfigError as error:
+            raise InvalidError(str(error)) from error
+
+    async def caddyfile(self, request: web.Request) -> web.StreamResponse:
+        name = self._operator(request).state.name
+        return answer(schema.SnippetView(service=name, snippet=self._upkeep.caddyfile(name)))
 
     async def openapi(self, request: web.Request) -> web.StreamResponse:
         document = openapi(self.endpoints(), trafficd.__version__)
@@ -338,6 +390,16 @@ class Api:
                      schema.AbortView, schema.AbortRollout, problems=changed),
             Endpoint("GET", "/v1/events", "The newest events of the journal", self.events, schema.EventList,
                      problems=(404, 422), query=_NEWEST),
+            Endpoint("POST", service + "/maintenance", "Let Caddy answer by itself, or end that", self.maintenance,
+                     schema.ServiceView, schema.Maintain, problems=changed),
+            Endpoint("POST", service + "/leave", "Let Caddy go on with plain upstreams", self.leave,
+                     schema.ServiceView, schema.Nothing, problems=changed),
+            Endpoint("POST", service + "/join", "Steer the service again", self.join,
+                     schema.ServiceView, schema.Nothing, problems=changed),
+            Endpoint("GET", service + "/caddyfile", "The snippet for a Caddyfile", self.caddyfile, schema.SnippetView,
+                     problems=(404, 409)),
+            Endpoint("GET", "/v1/plan", "What would be written into Caddy's configuration", self.plan,
+                     schema.PreviewView, problems=(409, 422, 503)),
             Endpoint("POST", "/v1/reload", "Take up a changed configuration", self.reload, schema.Reloading,
                      schema.Nothing, 202, (409, 422)),
             Endpoint("GET", "/healthz", "Is the daemon well?", self.healthz, schema.HealthView, ill=503),
@@ -366,10 +428,10 @@ def build(
     operators: Mapping[str, Operator],
     journal: SqliteJournal,
     guard: guarding.Guard | None,
-    reload_daemon: Callable[[], None] | None = None,
+    upkeep: Upkeep | None = None,
 ) -> web.Application:
     """The application, ready for a runner."""
-    api = Api(operators, journal, reload_daemon)
+    api = Api(operators, journal, upkeep)
     app = web.Application(
         middlewares=[problems, guarding.middleware(guard), idempotency.middleware(journal), problems],
         client_max_size=BODY_LIMIT,

@@ -105,6 +105,11 @@ class FreezeService(Request):
         return self
 
 
+class Maintain(Request):
+    on: bool = True
+    reason: Text = ""
+
+
 class Nothing(Request):
     """No body, or an empty object."""
 
@@ -180,10 +185,17 @@ class FreezeView(Answer):
     actor: str
 
 
+class MaintenanceView(Answer):
+    reason: str
+    since: float
+
+
 class ServiceView(Answer):
     name: str
     stable: str | None
     held: bool
+    maintenance: MaintenanceView | None = Field(description="Caddy answers everything itself; null: it does not")
+    left: bool = Field(description="Caddy goes on with plain upstreams, and nothing here steers them")
     canary_percent: float | None
     freeze: FreezeView | None
     upstreams: list[UpstreamView]
@@ -230,6 +242,28 @@ class HealthView(Answer):
     services: int
     started_at: float = Field(description="seconds since the epoch; another one after a restart or a reload")
     trouble: list[str]
+
+
+class ServicePreviewView(Answer):
+    service: str
+    route: str
+    control: str
+    present: bool = Field(description="whether Caddy's configuration has it as it is to be")
+    notes: list[str] = Field(description="what changes in a handler that is taken over, and why")
+    refused: str | None
+    cost: str = Field(description="what each later shift costs")
+
+
+class PreviewView(Answer):
+    admin: str
+    services: list[ServicePreviewView]
+    difference: list[str] = Field(description="the one write, a line a change; empty: nothing is written")
+    cost: str
+
+
+class SnippetView(Answer):
+    service: str
+    snippet: str
 
 
 class Reloading(Answer):

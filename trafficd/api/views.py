@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from trafficd.api import schema
 from trafficd.core.events import Event
 from trafficd.core.machine import fold
-from trafficd.core.model import Cut, Freeze, Rollout, Service, StepRecord, Upstream, Wait
+from trafficd.core.model import Cut, Freeze, Maintenance, Rollout, Service, StepRecord, Upstream, Wait
 from trafficd.engine import Engine
 from trafficd.errors import NotFoundError
 from trafficd.ports import Entry
+from trafficd.preview import Preview
 from trafficd.store.codec import as_dict
 
 
@@ -25,6 +26,8 @@ def service_view(engine: Engine, in_flight: Mapping[str, int | None]) -> schema.
         name=state.name,
         stable=state.stable,
         held=state.held,
+        maintenance=_maintenance_view(state.maintenance),
+        left=state.left,
         canary_percent=state.canary_percent,
         freeze=_freeze_view(state.freeze),
         upstreams=[
@@ -36,6 +39,12 @@ def service_view(engine: Engine, in_flight: Mapping[str, int | None]) -> schema.
         panic=engine.panic,
         trouble=engine.trouble.lines(),
     )
+
+
+def _maintenance_view(maintenance: Maintenance | None) -> schema.MaintenanceView | None:
+    if maintenance is None:
+        return None
+    return schema.MaintenanceView(reason=maintenance.reason, since=maintenance.since)
 
 
 def _freeze_view(freeze: Freeze | None) -> schema.FreezeView | None:
@@ -154,6 +163,26 @@ def past_rollout(entries: Sequence[Entry], rollout_id: str) -> Rollout:
     if folded is None:
         raise NotFoundError(f"there is no rollout {rollout_id!r}")
     return folded
+
+
+def preview_view(preview: Preview) -> schema.PreviewView:
+    return schema.PreviewView(
+        admin=preview.admin,
+        services=[
+            schema.ServicePreviewView(
+                service=one.service,
+                route=one.route,
+                control=one.control,
+                present=one.present,
+                notes=list(one.notes),
+                refused=one.refused,
+                cost=one.cost,
+            )
+            for one in preview.services
+        ],
+        difference=list(preview.difference),
+        cost=preview.cost,
+    )
 
 
 def event_view(entry: Entry) -> schema.EventView:

@@ -26,7 +26,11 @@ from trafficd.config.values import (
 from trafficd.core.model import Order, Policy, StepKind
 
 DEFAULT_SOCKET = "/run/trafficd/trafficd.sock"
-_LATER = ("adopt", "import")
+_HANDLERS_OWN = {  # keys that mean nothing where the handler is somebody else's, and why
+    "listen": "the site that is there says where it listens",
+    "tls": "the site that is there has its certificates",
+    "affinity": "the handler keeps its own lb_policy",
+}
 
 
 class DaemonSection(Section):
@@ -50,6 +54,7 @@ class CaddySection(Section):
     admin: Annotated[str, AfterValidator(values.admin)] = "http://127.0.0.1:2019"
     managed: bool = False
     timeout: Positive = 5.0
+    slots_path: Annotated[str, AfterValidator(values.plain_path)] | None = None
 
 
 class UpstreamSection(Section):
@@ -142,6 +147,26 @@ class TransportSection(Section):
             yield ("h2c",), "h2c is HTTP/2 without TLS; leave it out, or set tls = false"
 
 
+def _route_clashes(given: Mapping[str, Any]) -> Iterator[Clash]:
+    """Keys that mean nothing for the way in which the service stands in Caddy."""
+    route = given.get("route", "own")
+    if route in ("adopt", "import"):
+        if given.get("control") == "admin":
+            yield ("control",), f'"admin" needs a route of our own: leave it out, or set route = "own" ({route})'
+        for key, why in _HANDLERS_OWN.items():
+            if key in given and not (key == "affinity" and route == "import"):
+                yield (key,), f'means nothing with route = "{route}": {why}'
+    if route != "adopt" and given.get("adopt_id") is not None:
+        yield ("adopt_id",), 'is looked for only with route = "adopt"'
+
+
+class MaintenanceSection(Section):
+    status: Annotated[int, Field(ge=200, le=599)] = 503
+    body: str = "Down for maintenance. Please come back in a few minutes.\n"
+    content_type: Annotated[str, Field(pattern=r"^[\x20-\x7e]+$")] = "text/plain; charset=utf-8"
+    retry_after: Seconds = 120.0
+
+
 class ServiceSection(Section):
     hosts: list[Annotated[str, AfterValidator(values.host)]] = Field(default_factory=list)
     route: Literal["own", "adopt", "import"] = "own"
@@ -151,7 +176,7 @@ class ServiceSection(Section):
     tls: Literal["auto", "off"] | None = None
     control: Literal["slots", "admin"] = "slots"
     slots: Annotated[int, Field(ge=1, le=10_000)] = 100
-    slots_path: Annotated[str, AfterValidator(values.plain_path)] | None = None
+    adopt_id: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,200}$")] | None = None
     restore: bool = True
     affinity: Literal["none", "cookie", "client_ip"] = "none"
     try_duration: Positive = 30.0
@@ -163,11 +188,11 @@ class ServiceSection(Section):
     swap: SwapSection = SwapSection()
     hooks: HooksSection = HooksSection()
     transport: TransportSection = TransportSection()
+    maintenance: MaintenanceSection = MaintenanceSection()
 
     @classmethod
     def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
-        if given.get("route", "own") in _LATER:
-            yield ("route",), f'"{given["route"]}" is not supported yet; use "own"'
+        yield from _route_clashes(given)
         for key in ("hosts", "listen"):
             for twice in doubles(value for _, value in items(given.get(key)) if isinstance(value, str)):
                 yield (key,), f"{twice} stands there twice"

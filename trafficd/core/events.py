@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from trafficd.core.model import Cut, Direction, Freeze, Phase, Policy, StepKind, Upstream
+from trafficd.core.model import Cut, Direction, Freeze, Maintenance, Phase, Policy, StepKind, Upstream
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,40 @@ class Released:
 
 
 @dataclass(frozen=True)
+class MaintenanceBegun:
+    """All requests are answered by Caddy itself, at this address of its own."""
+
+    service: str
+    dial: str
+    reason: str = ""
+    actor: str = ""
+    type: Literal["maintenance_begun"] = "maintenance_begun"
+
+
+@dataclass(frozen=True)
+class MaintenanceEnded:
+    service: str
+    actor: str = ""
+    type: Literal["maintenance_ended"] = "maintenance_ended"
+
+
+@dataclass(frozen=True)
+class Left:
+    """Caddy goes on with plain upstreams, and trafficd steers nothing until it joins again."""
+
+    service: str
+    actor: str = ""
+    type: Literal["left"] = "left"
+
+
+@dataclass(frozen=True)
+class Joined:
+    service: str
+    actor: str = ""
+    type: Literal["joined"] = "joined"
+
+
+@dataclass(frozen=True)
 class Frozen:
     """No rollouts begin until then (None: until thawed); a rollback may."""
 
@@ -137,6 +171,8 @@ class Snapshotted:
     held: bool
     freeze: Freeze | None
     history: tuple[str, ...]
+    maintenance: Maintenance | None = None
+    left: bool = False
     type: Literal["snapshotted"] = "snapshotted"
 
 
@@ -262,6 +298,10 @@ ServiceEvent = (
     | CanarySet
     | Held
     | Released
+    | MaintenanceBegun
+    | MaintenanceEnded
+    | Left
+    | Joined
     | Frozen
     | Thawed
     | Snapshotted

@@ -16,6 +16,7 @@ from trafficd.core.model import (
     Direction,
     Freeze,
     Gating,
+    Maintenance,
     Phase,
     Rollout,
     Service,
@@ -48,8 +49,20 @@ def advance(service: Service, at: float, event: ev.Event) -> Service:
             | ev.ReadyEnded()
         ):
             return _upstream_event(service, at, event)
-        case ev.StableSet() | ev.CanarySet() | ev.Held() | ev.Released() | ev.Frozen() | ev.Thawed() | ev.Snapshotted():
-            return _service_event(service, event)
+        case (
+            ev.StableSet()
+            | ev.CanarySet()
+            | ev.Held()
+            | ev.Released()
+            | ev.MaintenanceBegun()
+            | ev.MaintenanceEnded()
+            | ev.Left()
+            | ev.Joined()
+            | ev.Frozen()
+            | ev.Thawed()
+            | ev.Snapshotted()
+        ):
+            return _service_event(service, at, event)
         case ev.RolloutStarted():
             return _rollout_started(service, at, event)
         case _:
@@ -61,33 +74,43 @@ def advance(service: Service, at: float, event: ev.Event) -> Service:
             return _rollout_event(service, replace(rollout, changed_at=at), at, event)
 
 
-def _service_event(service: Service, event: ev.ServiceEvent) -> Service:
+def _service_event(service: Service, at: float, event: ev.ServiceEvent) -> Service:
     match event:
         case ev.StableSet(version=version):
             return replace(service, stable=version)
         case ev.CanarySet(percent=percent):
             return replace(service, canary_percent=percent)
-        case ev.Held():
-            return replace(service, held=True)
-        case ev.Released():
-            return replace(service, held=False)
+        case ev.Held() | ev.Released():
+            return replace(service, held=isinstance(event, ev.Held))
+        case ev.MaintenanceBegun(dial=dial, reason=reason):
+            return replace(service, maintenance=Maintenance(dial, reason, at))
+        case ev.MaintenanceEnded():
+            return replace(service, maintenance=None)
+        case ev.Left() | ev.Joined():
+            return replace(service, left=isinstance(event, ev.Left))
         case ev.Frozen(reason=reason, until=until, actor=actor):
             return replace(service, freeze=Freeze(reason, until, actor))
         case ev.Snapshotted():
-            return replace(
-                service,
-                upstreams={upstream.id: upstream for upstream in event.upstreams},
-                stable=event.stable,
-                mixing=event.mixing,
-                canary_percent=event.canary_percent,
-                held=event.held,
-                freeze=event.freeze,
-                history=event.history,
-            )
+            return _restored(service, event)
         case ev.Thawed():
             return replace(service, freeze=None)
         case _:
             return service
+
+
+def _restored(service: Service, event: ev.Snapshotted) -> Service:
+    return replace(
+        service,
+        upstreams={upstream.id: upstream for upstream in event.upstreams},
+        stable=event.stable,
+        mixing=event.mixing,
+        canary_percent=event.canary_percent,
+        held=event.held,
+        freeze=event.freeze,
+        history=event.history,
+        maintenance=event.maintenance,
+        left=event.left,
+    )
 
 
 # -- upstreams -----------------------------------------------------------------------------------------

@@ -260,6 +260,15 @@ class Freeze:
 
 
 @dataclass(frozen=True)
+class Maintenance:
+    """Every request gets one static answer, which Caddy itself gives at `dial`."""
+
+    dial: str
+    reason: str
+    since: float
+
+
+@dataclass(frozen=True)
 class Service:
     """Everything the journal knows about one service."""
 
@@ -269,6 +278,8 @@ class Service:
     mixing: str | None = None  # a second version that may receive traffic beside the stable one
     canary_percent: float | None = None
     held: bool = False
+    maintenance: Maintenance | None = None
+    left: bool = False  # Caddy goes on without us, with plain upstreams
     freeze: Freeze | None = None
     rollout: Rollout | None = None  # the newest one, live or ended
     history: tuple[str, ...] = ()  # stable versions, oldest first

@@ -1,7 +1,7 @@
 """Who receives traffic: from a service's state and the probes' word to a weight per address.
 
 Rules, in order:
-1. held: nobody; requests wait at the proxy.
+1. In maintenance: Caddy's own static answer. Held: nobody; requests wait at the proxy.
 2. Only an upstream that is in service (`serving`), not drained by an operator, and whose version is the
    stable one or takes part in a live rollout is a candidate.
 3. Candidates that are up share equally. When all of them look dead the routing stays as it is: probes
@@ -13,7 +13,7 @@ Rules, in order:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trafficd.core.model import Health, Service, Upstream, World
 
@@ -30,6 +30,8 @@ class Routing:
 
 def route(service: Service, world: World) -> Routing:
     """The weights that the proxy should have now."""
+    if service.maintenance is not None:
+        return Routing({service.maintenance.dial: 1})
     if service.held:
         return Routing({})
     serving = [u for u in service.upstreams.values() if u.serving is not None and not u.drained]
@@ -44,8 +46,9 @@ def route(service: Service, world: World) -> Routing:
 
 
 def available(service: Service, world: World) -> frozenset[str]:
-    """The ids of the upstreams that carry traffic and are up: what `min_ready` counts."""
-    weights = route(service, world).weights
+    """The ids of the upstreams that carry traffic and are up: what `min_ready` counts. In maintenance: those that
+    would, so that a deploy goes on behind the static answer as it would in the open."""
+    weights = route(replace(service, maintenance=None), world).weights
     return frozenset(
         u.id for u in service.upstreams.values() if u.serving and weights.get(u.serving, 0) > 0 and world.up(u.id)
     )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from trafficd.operate.rollouts import RolloutRequests
 from trafficd.operate.shares import ShareRequests
+from trafficd.operate.ties import TieRequests
 from trafficd.operate.upstreams import DrainReport, UpstreamRequests
 
 __all__ = ["DrainReport", "Operator"]
 
 
-class Operator(UpstreamRequests, RolloutRequests, ShareRequests):
+class Operator(UpstreamRequests, RolloutRequests, ShareRequests, TieRequests):
     """Everything that can be asked of one service."""

@@ -9,6 +9,7 @@ from trafficd.config import ServiceSection
 from trafficd.core.model import Rollout, Service, Task, Upstream
 from trafficd.engine import Engine
 from trafficd.errors import ConflictError, NotFoundError
+from trafficd.ports import Ties
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Requests:
     engine: Engine
     section: ServiceSection
     replaced: Callable[[str, str, str | None], bool]
+    ties: Ties
     _named: dict[tuple[str, str], str] = field(default_factory=dict)  # (rollout, upstream): the dial a caller named
 
     @property
@@ -47,6 +49,13 @@ class Requests:
         if rollout is None:
             return None
         return rollout.revert.get(name) or rollout.forward.get(name)
+
+    def _refuse_left(self, state: Service) -> None:
+        if state.left:
+            raise ConflictError(
+                f"trafficd has left {state.name}: Caddy goes on with plain upstreams, and nothing here steers them. "
+                f"`trafficd join {state.name}` takes it over again"
+            )
 
     def _refuse_in_work(self, state: Service, name: str) -> None:
         rollout, task = state.live, self._task(state, name)

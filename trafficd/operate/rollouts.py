@@ -41,6 +41,7 @@ class RolloutRequests(Requests):
         rollout_id = f"r-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
         def check(state: Service) -> None:
+            self._refuse_left(state)
             if tuple(state.upstreams) != names:
                 raise ConflictError(f"the upstreams of {state.name} were changed at the same moment; try again")
             if state.live is not None:

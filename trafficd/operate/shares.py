@@ -29,6 +29,7 @@ class ShareRequests(Requests):
             )
 
         def check(state: Service) -> bool:
+            self._refuse_left(state)
             if state.live is not None:
                 raise ConflictError(f"rollout {state.live.id} is live and moves the shares itself")
             others = [u for u in state.upstreams.values() if not state.regular(u) and u.serving and not u.drained]
@@ -43,6 +44,7 @@ class ShareRequests(Requests):
 
     async def hold(self, *, actor: str = "") -> None:
         """Let requests wait at the proxy, with nobody behind it."""
+        self._refuse_left(self.state)
         await self.engine.record(ev.Held(self.state.name, actor), lambda state: not state.held)
         await self.engine.routed_or_raise()
 

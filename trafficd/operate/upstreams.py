@@ -74,6 +74,7 @@ class UpstreamRequests(Requests):
 
         def check(state: Service) -> bool:
             nonlocal fresh
+            self._refuse_left(state)
             fresh = not self._upstream(name).drained
             if fresh:
                 self._refuse_in_work(state, name)
