@@ -36,10 +36,11 @@ _LISTENING = 2.0  # s that Caddy may take until a new server of its listens
 
 @dataclass
 class Installed:
-    """What came of it: whether Caddy's configuration was written, and by service what a person should know of the
-    change, or why the service could not be put there."""
+    """What came of it: whether Caddy's configuration was written, whether slots have to be proved with it, and by
+    service what a person should know of the change, or why the service could not be put there."""
 
     written: bool = False
+    proving: bool = False
     notes: dict[str, list[str]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -56,16 +57,18 @@ def wanted(config: Json | None, ways: Sequence[Way], probing: Probing | None) ->
     """The configuration with all these services in it, and the probe's server. Pure."""
     edited: Json = copy.deepcopy(config) if config else {}
     told = Installed()
-    if probing is not None:
-        put_server(edited, PROBE_ID, probe_server(probing.port, probing.path))
     for way in ways:
         try:
             notes = way.put(edited)
         except CaddyRefusedError as error:
             told.refused[way.route.service] = str(error)
-        else:
-            if notes:
-                told.notes[way.route.service] = notes
+            continue
+        if notes:
+            told.notes[way.route.service] = notes
+        if probing is not None and not isinstance(way, ByAdmin):
+            told.proving = True
+    if told.proving and probing is not None:
+        put_server(edited, PROBE_ID, probe_server(probing.port, probing.path))
     return edited, told
 
 
@@ -77,7 +80,7 @@ async def install(admin: Admin, ways: Sequence[Way], root: Path, root_in_caddy: 
     """
     before, _ = await admin.config()
     proof = await proof_of(admin, root_in_caddy or str(root))
-    probing = probing_for(before, ways, root, root_in_caddy, proof)
+    probing = probing_for(before, root, root_in_caddy, proof)
     edited, told = wanted(before, ways, probing)
 
     def change(config: Json | None) -> Json:
@@ -86,7 +89,7 @@ async def install(admin: Admin, ways: Sequence[Way], root: Path, root_in_caddy: 
         return edited
 
     told.written = await admin.edit(change)
-    if probing is not None:
+    if told.proving and probing is not None:
         try:
             await probe(admin, probing.port, root, probing.path)
         except ProxyError:
@@ -106,12 +109,8 @@ async def proof_of(admin: Admin, path: str) -> str | None:
     return None if started is None else f"{started} {path}"
 
 
-def probing_for(
-    config: Json | None, ways: Sequence[Way], root: Path, root_in_caddy: str | None, proof: str | None
-) -> Probing | None:
-    """The probe's server that is there, or is needed; None where all is proved, or there is nothing to prove."""
-    if all(isinstance(way, ByAdmin) for way in ways):
-        return None
+def probing_for(config: Json | None, root: Path, root_in_caddy: str | None, proof: str | None) -> Probing | None:
+    """The probe's server that is there, or is needed; None where all is proved."""
     port = server_port(config, PROBE_ID)
     if port is None and proof is not None and _proved(root) == proof:
         return None

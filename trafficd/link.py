@@ -92,7 +92,7 @@ class Link:
         refused = {name: _NOBODY_YET for name, one in wanted.items() if _must_wait(one)}
         ways = [one.way for name, one in wanted.items() if name not in refused]
         told = await install(self.admin, ways, self.root, self.root_in_caddy) if ways else Installed()
-        refused |= told.refused
+        refused |= {name: text.removeprefix(f"services.{name}: ") for name, text in told.refused.items()}
         for name, one in wanted.items():
             for note in told.notes.get(name, ()):
                 log.warning("%s: taken over: %s", name, note)
@@ -136,9 +136,10 @@ class Link:
         """Compare a configuration that changed with what we need; whether it was all there."""
         present = {name for name, one in self.services.items() if one.way.present(config)}
         left = {name for name, one in self.services.items() if one.engine.state.left}
-        for name in present - left:
-            self._tied.add(name)
+        for name in (present - left) & self._tied:
             self.services[name].engine.troubled("caddy", "")
+        if fresh := present - left - self._tied:  # somebody else brought them there
+            await self._install(sorted(fresh))
         for name in present & left:  # the daemon ended before it had left
             await self._leave_after_all(name)
         missing = self.services.keys() - present - left

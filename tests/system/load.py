@@ -45,7 +45,8 @@ class Load:
 async def load(
     url: str, *, gets: int = 8, posts: int = 8, slow: int = 2, sockets: int = 0, qps: float | None = 30
 ) -> AsyncIterator[Load]:
-    """Send from so many connections each while the block runs; `qps` of each GET and POST connection."""
+    """Send from so many connections each while the block runs; `qps` of each GET and POST connection. Certificates
+    are not verified: those of the tests are nobody's."""
     kept = Load()
     stop = asyncio.Event()
     specs = [
@@ -56,7 +57,16 @@ async def load(
     tasks = [
         asyncio.create_task(
             runner.run(
-                Plan((spec,), connections, None, 3600.0, qps=limit, timeout=30.0, attribute="X-App-Instance"),
+                Plan(
+                    (spec,),
+                    connections,
+                    None,
+                    3600.0,
+                    qps=limit,
+                    timeout=30.0,
+                    verify_tls=False,
+                    attribute="X-App-Instance",
+                ),
                 stop=stop,
                 on_outcome=kept.outcomes.append,
             )
@@ -64,7 +74,9 @@ async def load(
         for connections, spec, limit in specs
         if connections
     ]
-    plan = WebSocketPlan(url.replace("http", "ws", 1) + "/ws", connections=max(1, sockets), interval=0.1)
+    plan = WebSocketPlan(
+        url.replace("http", "ws", 1) + "/ws", connections=max(1, sockets), interval=0.1, verify_tls=False
+    )
     holding = asyncio.create_task(hold(plan, stop=stop)) if sockets else None
     try:
         await asyncio.sleep(0.3)

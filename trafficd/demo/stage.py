@@ -54,6 +54,8 @@ class Stage:
     looked_at: str = "/v1/services/web"
     caddy: str = ""  # more lines for [caddy]
     service: str = ""  # more lines for [services.web]
+    stands: str | None = None  # TOML: how the service stands in Caddy; None: a route of our own at `public`
+    managed: bool = True  # whether the daemon runs the Caddy
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="trafficd-")))
     daemon: subprocess.Popen[bytes] | None = None
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -92,6 +94,7 @@ class Stage:
             for i in range(self.instances)
         )
         argv = [sys.executable, "-m", "trafficd.demo.replace", str(self.app_directory), *self.swap_options]
+        stands = f'listen = ["127.0.0.1:{self.public}"]' if self.stands is None else self.stands
         swap = self.swap or f'driver = "command"\ncommand = {argv!r}'
         return f"""
 [daemon]
@@ -99,10 +102,10 @@ state_dir = "{self.directory}/state"
 socket = "{self.socket}"
 [caddy]
 admin = "{self.admin_url}"
-managed = true
+managed = {str(self.managed).lower()}
 {self.caddy}
 [services.web]
-listen = ["127.0.0.1:{self.public}"]
+{stands}
 slots = {self.slots}
 {self.service}
 {upstreams}

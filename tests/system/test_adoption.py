@@ -1,0 +1,288 @@
+"""The tutorial's Caddyfile, taken over both ways on a Caddy of somebody else's, under load."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.system.conftest import QUICK
+from tests.system.load import Load, load
+from tests.system.strangers import StrangersCaddy
+from tests.system.test_deploy import deploy, service, versions
+from tests.system.test_faults import begin, ended
+from trafficd.client import Json, RefusedError
+from trafficd.demo.stage import Stage
+
+Beside = Callable[..., Awaitable[tuple[Stage, StrangersCaddy]]]
+ADOPT = 'hosts = ["localhost"]\nroute = "adopt"'
+IMPORT = 'hosts = ["localhost"]\nroute = "import"'
+SLOW_GATE = QUICK.replace("300ms", "1500ms")
+CONNECTIONS = 8 + 8 + 2
+
+
+@pytest.fixture
+async def beside() -> AsyncIterator[Beside]:
+    """Instances and a stranger's Caddy in front of them; the daemon is not started yet."""
+    stages: list[tuple[Stage, StrangersCaddy]] = []
+
+    async def start(stands: str, **settings: Any) -> tuple[Stage, StrangersCaddy]:
+        stage = Stage(**{"instances": 2, "settings": QUICK, "managed": False, "stands": stands, **settings})
+        caddy = StrangersCaddy(stage)
+        stages.append((stage, caddy))
+        stage.start_instances()
+        await caddy.start(caddy.tutorial())
+        return stage, caddy
+
+    yield start
+    for stage, caddy in stages:
+        await asyncio.to_thread(caddy.end)
+        await stage.aclose()
+
+
+async def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not await asyncio.to_thread(true):
+            await asyncio.sleep(0.02)
+
+
+def taken_over(stage: Stage) -> bool:
+    """Whether what is open can be counted: then requests go by slots."""
+    view = service(stage)
+    return not view["trouble"] and all(one["in_flight"] is not None for one in view["upstreams"])
+
+
+def snippet(stage: Stage) -> str:
+    client = stage.client()
+    try:
+        return str(client.call("GET", "/v1/services/web/caddyfile")["snippet"])
+    finally:
+        client.close()
+
+
+def imported(stage: Stage, caddy: StrangersCaddy) -> str:
+    """The Caddyfile with the snippet in place of its reverse_proxy."""
+    file = caddy.home / "web.caddy"
+    file.write_text(snippet(stage))
+    return caddy.tutorial(f"import {file}")
+
+
+async def serve(stage: Stage) -> None:
+    stage.start_daemon()
+    await stage.wait_ready()
+
+
+def lost_by_one_write(result: Load) -> int:
+    """What the load lost, all of it as kept-alive connections that went away."""
+    troubles = result.troubles()
+    assert set(troubles) <= {"dropped", "truncated"}, troubles
+    return sum(troubles.values())
+
+
+@pytest.mark.parametrize("way", ["adopt", "import"])
+async def test_the_tutorials_site_is_taken_over_under_load_and_then_loses_nothing(beside: Beside, way: str) -> None:
+    stage, caddy = await beside(ADOPT if way == "adopt" else IMPORT)
+    async with load(caddy.url) as result:
+        await serve(stage)
+        if way == "import":
+            await caddy.reload(imported(stage, caddy))
+        await until(lambda: taken_over(stage))
+    lost = lost_by_one_write(result)
+    print(f"taken over by {way}: {lost} of {result.sent} requests lost, {CONNECTIONS} connections")
+    assert lost <= CONNECTIONS
+    etag = await caddy.etag()
+    async with load(caddy.url, sockets=2) as result:
+        rollout = await deploy(stage, "v2")
+    assert rollout["state"] == "succeeded", rollout
+    assert not result.troubles()
+    assert result.sockets is not None
+    assert result.sockets.cut == 0
+    assert versions(stage) == dict.fromkeys("ab", "v2")
+    assert await caddy.etag() == etag
+    async with httpx.AsyncClient(verify=False, trust_env=False) as client:
+        answer = await client.get(f"{caddy.url}/")
+    assert (answer.headers["X-Site"], answer.headers["X-App-Version"]) == ("tutorial", "v2")
+    # Another daemon's life changes nothing in Caddy.
+    stage.stop_daemon()
+    await serve(stage)
+    await until(lambda: taken_over(stage))
+    assert await caddy.etag() == etag
+
+
+async def test_nothing_is_taken_over_before_somebody_is_ready(beside: Beside) -> None:
+    never = QUICK.replace("[services.web.health]", '[services.web.health]\npath = "/slow?seconds=9"')
+    stage, caddy = await beside(ADOPT, settings=never)
+    etag = await caddy.etag()
+    stage.start_daemon()
+    await stage.wait_socket()
+    await asyncio.sleep(1.5)
+    assert "no upstream has passed a probe" in service(stage)["trouble"][0]
+    assert await caddy.etag() == etag
+    with pytest.raises(RefusedError, match="cannot be counted"):
+        await asyncio.to_thread(drain, stage, force=True)
+
+
+def drain(stage: Stage, **body: object) -> Json:
+    client = stage.client()
+    try:
+        return client.call("POST", "/v1/services/web/upstreams/a/drain", body)
+    finally:
+        client.close()
+
+
+async def test_a_reload_with_the_snippet_keeps_a_drain_and_what_is_open_stays_visible(beside: Beside) -> None:
+    stage, caddy = await beside(IMPORT, settings=QUICK.replace('drain_timeout = "3s"', 'drain_timeout = "20s"'))
+    await serve(stage)
+    text = imported(stage, caddy)
+    await caddy.reload(text)
+    await until(lambda: taken_over(stage))
+    async with httpx.AsyncClient(verify=False, trust_env=False, timeout=30) as client:
+        slow = [asyncio.create_task(client.get(f"{caddy.url}/slow?seconds=3")) for _ in range(4)]
+        await until(lambda: [one["in_flight"] for one in service(stage)["upstreams"]] == [2, 2])
+        draining = asyncio.create_task(asyncio.to_thread(drain, stage))
+        await until(lambda: service(stage)["upstreams"][0]["share"] == 0)
+        await caddy.reload(text)
+        a, b = service(stage)["upstreams"]
+        assert (a["in_flight"], a["share"], b["in_flight"]) == (2, 0, 2)
+        assert not draining.done()
+        assert (await draining)["drained"]
+        assert [(await answer).status_code for answer in slow] == [200] * 4
+        answers = [await client.get(f"{caddy.url}/") for _ in range(20)]
+    assert {answer.headers["X-App-Instance"] for answer in answers} == {stage.dial(1)}
+
+
+async def test_a_reload_without_us_is_noticed_and_nothing_is_guessed(beside: Beside) -> None:
+    stage, caddy = await beside(f"{ADOPT}\nrestore = false", settings=SLOW_GATE)
+    await serve(stage)
+    await until(lambda: taken_over(stage))
+    rollout = begin(stage, "v2")
+    await caddy.reload(caddy.tutorial())
+    begun = time.monotonic()
+    await until(lambda: service(stage)["rollout"]["paused"])
+    assert time.monotonic() - begun < 2.0
+    view = service(stage)
+    assert "no longer has our route of web" in view["trouble"][0]
+    assert [one["in_flight"] for one in view["upstreams"]] == [None, None], "what goes elsewhere is not counted"
+    stage.stop_daemon()
+    await serve_again(stage)
+    client = stage.client()
+    client.call("POST", f"/v1/rollouts/{rollout}/resume", {})
+    client.close()
+    assert (await ended(stage, rollout))["state"] == "succeeded"
+
+
+async def serve_again(stage: Stage) -> None:
+    stage.start_daemon()
+    await stage.wait_socket()
+    await until(lambda: taken_over(stage))
+
+
+@pytest.mark.parametrize("resume", [True, False], ids=["with --resume", "without"])
+async def test_a_strangers_caddy_that_is_killed_in_mid_rollout_is_taken_over_again(
+    beside: Beside, resume: bool
+) -> None:
+    stage, caddy = await beside(ADOPT, settings=SLOW_GATE)
+    await serve(stage)
+    await until(lambda: taken_over(stage))
+    rollout = begin(stage, "v2")
+    await asyncio.sleep(0.3)
+    caddy.end(signal.SIGKILL)
+    await asyncio.sleep(1.0)
+    await caddy.start(caddy.tutorial(), resume=resume)
+    await until(lambda: taken_over(stage))
+    view = await ended(stage, rollout)
+    assert view["state"] == "succeeded", view
+    async with load(caddy.url) as result:
+        await asyncio.sleep(0.5)
+    assert not result.troubles()
+
+
+async def test_leaving_and_joining_again_and_what_is_refused_in_between(beside: Beside) -> None:
+    stage, caddy = await beside(ADOPT)
+    await serve(stage)
+    await until(lambda: taken_over(stage))
+    client = stage.client()
+    async with load(caddy.url) as result:
+        view = await asyncio.to_thread(client.call, "POST", "/v1/services/web/leave", {})
+    assert view["left"]
+    assert lost_by_one_write(result) <= CONNECTIONS
+    etag = await caddy.etag()
+    with pytest.raises(RefusedError, match="trafficd join web"):
+        client.call("POST", "/v1/services/web/rollouts", {"version": "v2"})
+    with pytest.raises(RefusedError, match="trafficd join web"):
+        client.call("POST", "/v1/services/web/upstreams/a/drain", {})
+    # It stays so, whoever restarts, and Caddy serves on with nobody beside it.
+    stage.stop_daemon()
+    async with load(caddy.url) as result:
+        await serve(stage)
+        await asyncio.sleep(1.5)
+    assert not result.troubles()
+    assert await caddy.etag() == etag
+    assert not client.call("POST", "/v1/services/web/join", {})["left"]
+    client.close()
+    await until(lambda: taken_over(stage))
+    async with load(caddy.url) as result:
+        assert (await deploy(stage, "v2"))["state"] == "succeeded"
+    assert not result.troubles()
+
+
+async def test_an_import_is_not_ours_to_leave(beside: Beside) -> None:
+    stage, caddy = await beside(IMPORT)
+    await serve(stage)
+    await caddy.reload(imported(stage, caddy))
+    await until(lambda: taken_over(stage))
+    client = stage.client()
+    with pytest.raises(RefusedError, match=f"reverse_proxy {stage.dial(0)} {stage.dial(1)}"):
+        client.call("POST", "/v1/services/web/leave", {})
+    assert not client.call("GET", "/v1/services/web")["left"]
+    client.close()
+
+
+# -- the plan ------------------------------------------------------------------------------------------
+
+
+async def plan(stage: Stage, *arguments: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "trafficd", "plan", *arguments), stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
+
+
+async def test_the_plan_shows_the_write_and_touches_nothing(beside: Beside) -> None:
+    stage, caddy = await beside(ADOPT)
+    stage.config.write_text(stage.toml())
+    etag = await caddy.etag()
+    status, text = await plan(stage, "--config", str(stage.config))
+    assert status == 0
+    assert f"2 entries ({stage.dial(0)}, {stage.dial(1)}) -> 100 slots" in text
+    assert "least_conn becomes round_robin" in text
+    assert "loses the requests that are just arriving" in text
+    assert await caddy.etag() == etag
+    await serve(stage)
+    await until(lambda: taken_over(stage))
+    status, text = await plan(stage, "--socket", str(stage.socket))
+    assert (status, text.splitlines()[-1]) == (0, "nothing is written")
+
+
+async def test_an_ambiguous_handler_is_refused_with_the_candidates(beside: Beside) -> None:
+    stage, caddy = await beside(ADOPT)
+    both = f"reverse_proxy /api/* {stage.dial(0)}\nreverse_proxy {stage.dial(1)}"
+    await caddy.reload(caddy.tutorial(both))
+    etag = await caddy.etag()
+    stage.config.write_text(stage.toml())
+    status, text = await plan(stage, "--config", str(stage.config))
+    assert status == 1
+    assert "2 reverse_proxy handlers for localhost" in text
+    assert stage.dial(0) in text
+    await serve(stage)
+    await asyncio.sleep(1.5)
+    assert "2 reverse_proxy handlers for localhost" in service(stage)["trouble"][0]
+    assert await caddy.etag() == etag, "nothing was touched"
