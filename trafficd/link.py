@@ -14,14 +14,21 @@ import asyncio
 import copy
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from proxy import maintenance
 from proxy.admin import Admin
 from proxy.admin_pool import AdminPool
-from proxy.errors import CaddyRefusedError, CaddyUnreachableError, ConfigConflictError, ProxyError
+from proxy.errors import (
+    CaddyRefusedError,
+    CaddyTooOldError,
+    CaddyUnreachableError,
+    ConfigConflictError,
+    ProxyError,
+    SlotsNotResolvedError,
+)
 from proxy.handler import Json
 from proxy.install import Installed, free_port, install
 from proxy.maintenance import StaticAnswer
@@ -62,6 +69,7 @@ class Link:
     managed: CaddyServer | None = None
     services: dict[str, Linked] = field(default_factory=dict)
     tried: asyncio.Event = field(default_factory=asyncio.Event)
+    _unfit: str | None = None  # the process of Caddy that was proved unfit
     _tied: set[str] = field(default_factory=set)  # seen in Caddy's configuration since the daemon began
 
     async def run(self) -> None:
@@ -75,8 +83,12 @@ class Link:
     async def _connect(self) -> None:
         """Bring Caddy to serve our services; again and again while it cannot be reached."""
         while True:
+            wanted = {name for name, one in self.services.items() if not one.engine.state.left}
             try:
-                await self._install([name for name, one in self.services.items() if not one.engine.state.left])
+                if any(isinstance(self.services[name].way, Adopted) for name in wanted):
+                    await self._try(wanted)
+                else:
+                    await self._install(wanted)  # what cannot be proved ends the daemon: nothing depends on it yet
             except (CaddyUnreachableError, ConfigConflictError) as error:
                 self._say(str(error))
             else:
@@ -139,7 +151,7 @@ class Link:
         for name in (present - left) & self._tied:
             self.services[name].engine.troubled("caddy", "")
         if fresh := present - left - self._tied:  # somebody else brought them there
-            await self._install(sorted(fresh))
+            await self._try(fresh)
         for name in present & left:  # the daemon ended before it had left
             await self._leave_after_all(name)
         missing = self.services.keys() - present - left
@@ -148,12 +160,28 @@ class Link:
             await self._out(self.services[name], _lost(name))
         if again := sorted(missing & self._tied - lost):
             log.error("somebody changed Caddy's configuration: written again, if it can be: %s", ", ".join(again))
-        if missing - lost:
-            await self._install(sorted(missing - lost))
+        await self._try(missing - lost)
         for name, one in self.services.items():
             if one.engine.state.maintenance is not None and not maintenance.present(config):
                 await self.maintenance(name)
         return not missing
+
+    async def _try(self, names: Set[str]) -> None:
+        """Install these; but where this Caddy was proved unfit, not again: each attempt is a change of its
+        configuration, and a handler that is taken over answers nobody until it is given back."""
+        if self._unfit is not None and self._unfit != await self._process():
+            self._unfit = None  # another Caddy by now, perhaps with the mount
+        if not names or self._unfit is not None:
+            return
+        try:
+            await self._install(sorted(names))
+        except (SlotsNotResolvedError, CaddyTooOldError) as error:
+            self._unfit = await self._process()
+            for name in names:
+                await self._out(self.services[name], f"{error}. Then restart Caddy, or trafficd")
+
+    async def _process(self) -> str:
+        return await self.admin.process_start() or "a Caddy that does not tell when it was started"
 
     async def _out(self, linked: Linked, text: str) -> None:
         """Say that the slots steer nothing, and let a live rollout wait."""

@@ -24,13 +24,26 @@ drain_quiet = "100ms"
 """
 
 
+# A change through the admin API lets go of requests that wait, so what drains has to be given more time.
+PATIENT = ('drain_timeout = "3s"', 'drain_timeout = "15s"')
+BY_BOTH = pytest.mark.parametrize(
+    "raise_stage", ["slots", pytest.param("admin", marks=pytest.mark.slow)], indirect=True
+)
+"""For a module whose tests run on slots, and also with `control = "admin"`."""
+
+
 @pytest.fixture
-async def raise_stage() -> AsyncIterator[Raise]:
+async def raise_stage(request: pytest.FixtureRequest) -> AsyncIterator[Raise]:
     """Start an installation, and end it after the test."""
     stages: list[Stage] = []
+    by_admin = getattr(request, "param", "slots") == "admin"
 
     async def start(**settings: Any) -> Stage:
-        stage = Stage(**{"settings": QUICK, **settings})
+        settings = {"settings": QUICK, **settings}
+        if by_admin:
+            settings["service"] = f'control = "admin"\n{settings.get("service", "")}'
+            settings["settings"] = settings["settings"].replace(*PATIENT)
+        stage = Stage(**settings)
         stages.append(stage)
         stage.start_instances()
         stage.start_daemon()

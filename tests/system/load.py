@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from loadtest import runner
 from loadtest.model import Outcome, Plan, Report, RequestSpec
 from loadtest.websocket import WebSocketPlan, WebSocketReport, hold
+from trafficd.demo.stage import Stage
 
 
 @dataclass
@@ -39,6 +40,25 @@ class Load:
             o for o in self.outcomes if o.written_ns is not None and begin_ns <= o.written_ns and o.finished_ns < end_ns
         )
         return Counter(str(o.attribute) for o in inside)
+
+
+# What a change of Caddy's configuration may cost: requests that were just arriving on a kept-alive connection, and
+# those that waited at the proxy.
+_PRICE = frozenset({"dropped", "truncated", "502"})
+
+
+def unexpected(stage: Stage, result: Load) -> Counter[str]:
+    """The troubles that there must not be: with slots none at all; with `control = "admin"` all but the price of a
+    change, which is at most one request of each connection."""
+    troubles = result.troubles()
+    if 'control = "admin"' not in stage.service:
+        return troubles
+    paid = sum(count for kind, count in troubles.items() if kind in _PRICE)
+    most = stage.shifts() * CONNECTIONS
+    return Counter({kind: count for kind, count in troubles.items() if kind not in _PRICE or paid > most})
+
+
+CONNECTIONS = 8 + 8 + 2
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.system.conftest import QUICK
-from tests.system.load import Load, load
+from tests.system.load import CONNECTIONS, Load, load
 from tests.system.strangers import StrangersCaddy
 from tests.system.test_deploy import deploy, service, versions
 from tests.system.test_faults import begin, ended
@@ -24,7 +24,6 @@ Beside = Callable[..., Awaitable[tuple[Stage, StrangersCaddy]]]
 ADOPT = 'hosts = ["localhost"]\nroute = "adopt"'
 IMPORT = 'hosts = ["localhost"]\nroute = "import"'
 SLOW_GATE = QUICK.replace("300ms", "1500ms")
-CONNECTIONS = 8 + 8 + 2
 
 
 @pytest.fixture

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import QUICK, Raise
-from tests.system.load import load
+from tests.system.conftest import BY_BOTH, QUICK, Raise
+from tests.system.load import load, unexpected
 from trafficd.client import Json
 from trafficd.demo.stage import Stage
+
+pytestmark = BY_BOTH
 
 
 async def deploy(stage: Stage, version: str, **overrides: object) -> Json:
@@ -50,12 +52,12 @@ async def test_a_deploy_loses_nothing_and_cuts_no_websocket(raise_stage: Raise) 
     async with load(stage.url, sockets=4) as result:
         rollout = await deploy(stage, "v2")
     assert rollout["state"] == "succeeded", rollout
-    assert not result.troubles()
+    assert not unexpected(stage, result)
     assert result.sent > 500
     assert result.sockets is not None
     assert result.sockets.closed >= 1, "streams of drained upstreams were closed in good order"
     assert versions(stage) == dict.fromkeys("abc", "v2")
-    assert {one["weight"] for one in service(stage)["upstreams"]} <= {33, 34}
+    assert all(32 < one["share"] < 35 for one in service(stage)["upstreams"])
 
 
 @pytest.mark.parametrize(
@@ -68,13 +70,13 @@ async def test_a_deploy_loses_nothing_and_cuts_no_websocket(raise_stage: Raise) 
     ids=["never healthy", "healthy only at first", "crashes at start"],
 )
 async def test_a_bad_version_is_taken_back_and_nothing_is_lost(raise_stage: Raise, options: str, reason: str) -> None:
-    settings = QUICK.replace("300ms", "2s").replace("8s", "4s")
+    settings = QUICK.replace("300ms", "1500ms").replace("8s", "6s")
     stage = await raise_stage(swap_options=(f"bad={options}",), settings=settings)
     async with load(stage.url) as result:
         rollout = await deploy(stage, "bad1")
     assert rollout["state"] == "reverted", rollout
     assert reason in rollout["failure"]
-    assert not result.troubles()
+    assert not unexpected(stage, result)
     assert versions(stage) == dict.fromkeys("abc", "v1")
     assert all(one["ready"] for one in service(stage)["upstreams"])
 
@@ -90,7 +92,7 @@ async def test_an_old_instance_that_crashes_in_mid_rollout_loses_its_slots(raise
             await asyncio.sleep(0.05)
     async with load(stage.url) as result:
         await asyncio.sleep(1)
-    assert not result.troubles(), "the others serve"
+    assert not unexpected(stage, result), "the others serve"
     assert service(stage)["rollout"]["state"] == "running"
     client.close()
 
@@ -107,7 +109,7 @@ async def test_an_abort_in_mid_rollout_brings_the_old_version_back(raise_stage: 
         await asyncio.to_thread(lambda: list(client.events(begun["id"])))
         ended = client.call("GET", f"/v1/rollouts/{begun['id']}")
     assert ended["state"] == "reverted", ended
-    assert not result.troubles()
+    assert not unexpected(stage, result)
     assert versions(stage) == dict.fromkeys("abc", "v1")
     client.close()
 
@@ -126,7 +128,7 @@ async def test_start_first_brings_the_new_instance_up_beside_the_old(raise_stage
     async with load(stage.url) as result:
         rollout = await deploy(stage, "v2")
     assert rollout["state"] == "succeeded", rollout
-    assert not result.troubles()
+    assert not unexpected(stage, result)
     (upstream,) = service(stage)["upstreams"]
     assert (upstream["dial"], upstream["spare_dial"]) == (stage.spare_dial(0), stage.dial(0))
     assert not (stage.app_directory / f"{stage.ports[0]}.pid").exists(), "the old instance was retired"

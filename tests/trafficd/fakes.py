@@ -58,7 +58,6 @@ class FakePool:
         return {dial: self.open.get(dial, InFlight(0, 0)) for dial in dials}
 
 
-@dataclass
 class FakeTies:
     """A tie that does what it is asked, or refuses with `refusal`. `asked`: what, and of which service."""
 
@@ -82,6 +81,7 @@ class FakeTies:
         return "127.0.0.1:2"
 
 
+@dataclass
 class FakeProbe:
     """Healthy, but for the addresses in `dead`, each with what is wrong there."""
 

@@ -191,6 +191,10 @@ slots = {self.slots}
         except OSError:
             return ""
 
+    def shifts(self) -> int:
+        """How often traffic was moved, by the daemon's log."""
+        return (self.directory / "daemon.log").read_text().count(": traffic goes to ")
+
     # -- the end ---------------------------------------------------------------------------------------
 
     async def aclose(self) -> None:
