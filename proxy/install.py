@@ -156,7 +156,8 @@ def _not_resolved(path: str, what: str) -> str:
     return (
         f"Caddy does not reach the address that the file {path} holds: {what}. Caddy's user must be able to read "
         "that file under that very path: check the modes of the directories above it, the unit's PrivateTmp= and "
-        "ProtectHome=, and a missing mount if Caddy runs in a container; and that Caddy is 2.11.2 or newer"
+        "ProtectHome=; a missing mount if Caddy runs in a container (caddy.slots_path is where it sees the slots); and "
+        "that Caddy is 2.11.2 or newer"
     )
 
 
@@ -194,7 +195,8 @@ async def _ask(port: int, path: str) -> str:
                     continue
                 raise SlotsNotResolvedError(
                     f"Caddy took our configuration but does not listen on 127.0.0.1:{port} of this host. In a "
-                    "container it must share the host's network, or its slots cannot be proved"
+                    "container it must share the host's network, or its slots cannot be proved; else set "
+                    'control = "admin"'
                 ) from error
             except (httpx.HTTPError, OSError) as error:
                 raise SlotsNotResolvedError(_not_resolved(path, str(error) or type(error).__name__)) from error

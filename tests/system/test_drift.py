@@ -12,12 +12,13 @@ import pytest
 
 from proxy.handler import route_ids
 from proxy.server import CaddyServer
-from tests.system.conftest import QUICK, Raise
-from tests.system.load import load
+from tests.system.conftest import BY_BOTH, QUICK, Raise
+from tests.system.load import load, unexpected
 from tests.system.test_deploy import service
 from tests.system.test_faults import begin, ended
 from trafficd.demo.stage import Stage
 
+pytestmark = BY_BOTH
 SLOW_GATE = QUICK.replace("300ms", "1500ms")
 
 
@@ -68,7 +69,7 @@ async def test_a_route_that_may_be_restored_comes_back_and_the_rollout_goes_on(r
     async with load(stage.url) as result:
         view = await ended(stage, rollout)
     assert view["state"] == "succeeded"
-    assert not result.troubles()
+    assert not unexpected(stage, result)
 
 
 @pytest.mark.parametrize("resume", [True, False], ids=["with --resume", "without"])
@@ -88,7 +89,7 @@ async def test_a_caddy_that_is_killed_in_mid_rollout_serves_again_and_the_rollou
     assert view["state"] == "succeeded", view
     async with load(stage.url) as result:
         await asyncio.sleep(0.5)
-    assert not result.troubles()
+    assert not unexpected(stage, result)
 
 
 async def test_a_hanging_admin_api_is_said_and_traffic_flows_on(raise_stage: Raise) -> None:

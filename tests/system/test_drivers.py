@@ -9,12 +9,14 @@ import tempfile
 from pathlib import Path
 
 from loadtest.websocket import WebSocketPlan, hold
-from tests.system.conftest import QUICK, Raise
-from tests.system.load import load
+from tests.system.conftest import BY_BOTH, QUICK, Raise
+from tests.system.load import load, unexpected
 from tests.system.test_deploy import deploy, service, versions
 from trafficd.client import Client
 from trafficd.demo import replace
 from trafficd.demo.stage import Stage
+
+pytestmark = BY_BOTH
 
 
 def recorder(directory: Path) -> Path:
@@ -70,7 +72,7 @@ async def test_a_version_that_cannot_be_prepared_touches_nothing(raise_stage: Ra
     assert "no such image" in rollout["reason"]
     assert not any("swap" in line for line in calls(stage.directory))
     assert calls(stage.directory)[-1] == "on_failure nopull failed"
-    assert not result.troubles()
+    assert not unexpected(stage, result)
     assert versions(stage) == {"a": "v1", "b": "v1"}
 
 
@@ -82,7 +84,7 @@ async def test_when_the_old_version_does_not_come_back_it_is_stuck_and_the_rest_
         rollout = await deploy(stage, "bad1")
     assert rollout["state"] == "stuck"
     assert "trafficd ready web" in rollout["reason"], "it says what to do"
-    assert not result.troubles()
+    assert not unexpected(stage, result)
     assert {one["id"]: one["weight"] for one in service(stage)["upstreams"]} == {"a": 0, "b": 50, "c": 50}
 
 
@@ -100,7 +102,7 @@ async def test_the_caller_replaces_the_instances_of_a_rollout(raise_stage: Raise
             assert answer["ready"]
         rollout = await running
     assert rollout["state"] == "succeeded", rollout
-    assert not result.troubles()
+    assert not unexpected(stage, result)
     assert versions(stage) == dict.fromkeys("abc", "v2")
     client.close()
 
@@ -130,7 +132,7 @@ async def test_a_drain_that_times_out_counts_requests_and_streams_apart(raise_st
     stop.set()
     report = await holding
     assert (report.opened, report.cut) == (2, 0), "a drain cuts nothing by itself"
-    assert not result.troubles()
+    assert not unexpected(stage, result)
     client.close()
 
 
