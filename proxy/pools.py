@@ -121,6 +121,7 @@ class SlotPool:
     async def open(self) -> None:
         """Learn the table in force, after `SlotDirectory.mend`."""
         self._table = await asyncio.to_thread(self._directory.read)
+        await asyncio.to_thread(self._directory.sweep)  # the next shift finds its directory ready
 
     def shares(self) -> Mapping[str, int]:
         """Slots per address in the table in force."""

@@ -4,11 +4,13 @@
     <root>/<service>/previous         symbolic link to the one before it
     <root>/<service>/g00000012/000    one file a slot, holding one address
     <root>/<service>/g00000012/s000   the same address in another spelling, for upgraded streams
+    <root>/<service>/spare            a directory made ready for the next generation
     <root>/<service>/addresses/...    one file an address and spelling; slots are hard links to them
 
-A shift builds the next generation beside the current one (hard links to files that are there already keep that
-cheap) and replaces `current` by one rename, so readers see the old table or the new one and nothing between. The
-previous generation stays whole: going back to it is one rename that needs no disk space.
+A shift makes the next generation beside the current one and replaces `current` by one rename, so readers see the old
+table or the new one and nothing between. It is made of the spare, which has all its entries already: only those that
+differ are replaced, by hard links to files that are there. So a shift among known addresses needs no disk space, and an
+abort moves traffic on a full disk. The previous generation stays whole as well.
 
 Nothing is fsynced: the journal is the durable truth, and `mend` repairs what a crash of the machine left.
 Caddy may run as another user, so all is world-readable; only our user can write.
@@ -28,6 +30,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from proxy.errors import SlotError
 from proxy.model import NOBODY, Table, parse_dial, slot_name, stream_alias, stream_slot_name
@@ -38,6 +41,8 @@ _GENERATION = "g"
 _MOST_LINKS = 60_000  # to one file, just under what ext4 allows; other file systems allow more
 KEPT = 2.0  # s that a generation stays at least: a reader may be on its way to it, and the machine be busy
 _ADDRESSES = "addresses"
+_SPARE = "spare"
+_NEXT = ".next"  # an entry on its way to its name
 
 
 @dataclass(frozen=True)
@@ -92,25 +97,56 @@ class SlotDirectory:
         before = _target(self.current)
         fresh = f"{_GENERATION}{self._next_number():08d}"
         try:
-            self._build(self.path / fresh, table)
+            self._make(fresh, table)
             if before is not None:
+                with contextlib.suppress(OSError):
+                    os.utime(self.path / before)  # from now on it may be forgotten, after a while
                 self._point(PREVIOUS, before)
             self._point(CURRENT, fresh)
         except OSError as error:
-            shutil.rmtree(self.path / fresh, ignore_errors=True)
             raise SlotError(_cannot("written", self.path, error)) from error
 
-    def sweep(self, older_than: float = KEPT) -> None:
-        """Remove what is neither current nor previous, and was made longer ago than `older_than` seconds.
+    def _make(self, name: str, table: Table) -> None:
+        """Make a generation: of the spare, else anew, else of one that is long forgotten."""
+        spare = self.path / _SPARE
+        if not spare.is_dir():
+            try:
+                self._make_spare(table)
+            except OSError:
+                shutil.rmtree(spare, ignore_errors=True)
+                oldest = min(self._forgotten(), default=None)
+                if oldest is None:
+                    raise
+                (self.path / oldest).rename(spare)
+        self._fill(spare, table)
+        spare.rename(self.path / name)
 
-        What cannot be removed now is removed another time.
+    def _make_spare(self, table: Table) -> None:
+        _make_directory(self.path / _SPARE)
+        self._fill(self.path / _SPARE, table)
+
+    def sweep(self, older_than: float = KEPT) -> None:
+        """Make the next spare, and remove what is neither current nor previous and has not been in force for
+        `older_than` seconds. What cannot be done now is done another time.
         """
-        keep = {_target(self.current), _target(self.path / PREVIOUS)}
         limit = time.time() - older_than
         with contextlib.suppress(OSError):
-            for entry in list(os.scandir(self.path)):
-                if entry.name.startswith(_GENERATION) and entry.name not in keep and entry.stat().st_mtime < limit:
-                    shutil.rmtree(entry.path, ignore_errors=True)
+            for name in sorted(self._forgotten()):
+                if (self.path / name).stat().st_mtime >= limit:
+                    continue
+                if (self.path / _SPARE).exists():
+                    shutil.rmtree(self.path / name, ignore_errors=True)
+                else:
+                    (self.path / name).rename(self.path / _SPARE)
+        table = self.read()
+        if table is not None:
+            with contextlib.suppress(OSError):
+                self._make_spare(table)
+
+    def _forgotten(self) -> list[str]:
+        """The generations that are neither current nor previous."""
+        keep = {_target(self.current), _target(self.path / PREVIOUS)}
+        return [e.name for e in os.scandir(self.path) if e.name.startswith(_GENERATION) and e.name not in keep]
 
     def restore_previous(self, table: Table) -> bool:
         """Put the previous generation back in force if it is this very table: a rename, no space needed."""
@@ -139,8 +175,7 @@ class SlotDirectory:
 
     def _mend(self) -> Iterator[str]:
         _make_directory(self.path)
-        # They may have been damaged with the machine; the next shift writes them anew. Slots keep their content.
-        _remove(self.path / _ADDRESSES)
+        self._mend_addresses()
         for name in (CURRENT, PREVIOUS):
             link = self.path / name
             if not link.is_symlink() and link.exists():
@@ -149,6 +184,18 @@ class SlotDirectory:
         if self.read() is None:
             yield from self._replace_broken()
         yield from self._remove_foreign()
+
+    def _mend_addresses(self) -> None:
+        """Forget those that were damaged with the machine: the next shift writes them anew."""
+        with contextlib.suppress(FileNotFoundError):
+            for entry in list(os.scandir(self.path / _ADDRESSES)):
+                path = Path(entry.path)
+                try:
+                    whole = _address_file(path.read_text(encoding="ascii")) == entry.name
+                except (OSError, ValueError):
+                    whole = False
+                if not whole:
+                    _remove(path)
 
     def _replace_broken(self) -> Iterator[str]:
         found = _target(self.current)
@@ -180,30 +227,44 @@ class SlotDirectory:
 
     def _remove_foreign(self) -> Iterator[str]:
         keep = {CURRENT, PREVIOUS, _ADDRESSES, _target(self.current), _target(self.path / PREVIOUS)}
+        if self._is_spare():
+            keep.add(_SPARE)
         for entry in sorted(os.scandir(self.path), key=lambda entry: entry.name):
             if entry.name not in keep:
                 yield f"{entry.path} does not belong there; removed"
                 _remove(Path(entry.path))
 
-    def _build(self, directory: Path, table: Table) -> None:
-        _make_directory(directory)
+    def _is_spare(self) -> bool:
+        try:
+            return {entry.name for entry in os.scandir(self.path / _SPARE)} == set(self._file_names())
+        except OSError:
+            return False
+
+    def _fill(self, directory: Path, table: Table) -> None:
+        """Make a directory's entries those of a table; what is right already is not touched."""
         target = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
+            there = {entry.name: entry.inode() for entry in os.scandir(target)}
+            if _NEXT in there:
+                os.unlink(_NEXT, dir_fd=target)
             sources = {dial: (self._source(dial), self._source(stream_alias(dial))) for dial in dict.fromkeys(table)}
             for index, dial in enumerate(table):
-                plain, stream = sources[dial]
-                os.link(plain, slot_name(index), dst_dir_fd=target)
-                os.link(stream, stream_slot_name(index), dst_dir_fd=target)
+                for name, source in zip((slot_name(index), stream_slot_name(index)), sources[dial], strict=True):
+                    if name not in there:
+                        os.link(source.path, name, dst_dir_fd=target)
+                    elif there[name] != source.inode:
+                        os.link(source.path, _NEXT, dst_dir_fd=target)
+                        os.rename(_NEXT, name, src_dir_fd=target, dst_dir_fd=target)
         finally:
             os.close(target)
 
-    def _source(self, text: str) -> str:
+    def _source(self, text: str) -> _Source:
         """The file that holds an address, to link slots to; a new one where none is or it has many links."""
-        name = text if len(text) < 200 else hashlib.sha256(text.encode()).hexdigest()
-        path = self.path / _ADDRESSES / name
+        path = self.path / _ADDRESSES / _address_file(text)
         try:
-            if path.stat().st_nlink + self.slots <= _MOST_LINKS:
-                return str(path)
+            known = path.stat()
+            if known.st_nlink + self.slots <= _MOST_LINKS:
+                return _Source(str(path), known.st_ino)
             path.unlink()
         except FileNotFoundError:
             _make_directory(path.parent)
@@ -212,12 +273,12 @@ class SlotDirectory:
             if os.write(fd, text.encode("ascii")) != len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fchmod(fd, 0o644)  # whatever the umask says
+            return _Source(str(path), os.fstat(fd).st_ino)
         except OSError:
             path.unlink()
             raise
         finally:
             os.close(fd)
-        return str(path)
 
     def _next_number(self) -> int:
         try:
@@ -238,6 +299,18 @@ class SlotDirectory:
     def remove(self) -> None:
         """Remove everything, for a service that is no more."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+class _Source(NamedTuple):
+    """A file that slots are linked to."""
+
+    path: str
+    inode: int
+
+
+def _address_file(text: str) -> str:
+    """The name of the file of an address; long host names have no room in one."""
+    return text if len(text) < 200 else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _make_directory(path: Path) -> None:

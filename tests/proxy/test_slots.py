@@ -162,7 +162,7 @@ def test_half_written_and_foreign_files_are_removed_and_named(slots: SlotDirecto
     assert "g00000099" in notes
     assert "notes.txt" in notes
     assert slots.read() == (A,) * 4
-    assert set(os.listdir(slots.path)) - {"addresses"} == {"current", "previous", *links(slots)}
+    assert set(os.listdir(slots.path)) - {"addresses", "spare"} == {"current", "previous", *links(slots)}
 
 
 def links(slots: SlotDirectory) -> set[str]:
@@ -202,8 +202,47 @@ def test_with_no_room_for_a_byte_the_way_back_is_still_open(slots: SlotDirectory
     assert "cannot be written" in message
     assert "disk full" in message
     assert outcome == f"{B} True {A}"
-    assert slots.mend(), "what was half written is found"
+    assert slots.mend() == [], "nothing half-written was left"
     assert slots.read() == (A,) * 4
+
+
+def test_a_shift_among_known_addresses_makes_no_directory_and_writes_no_file(slots: SlotDirectory) -> None:
+    slots.write((A, B, A, B))
+    slots.write((B, C, B, C))
+    slots.sweep(older_than=0)
+    spare = (slots.path / "spare").stat().st_ino
+    files = set(os.listdir(slots.path / "addresses"))
+    slots.write((A, A, A, C))
+    assert slots.current.stat().st_ino == spare
+    assert set(os.listdir(slots.path / "addresses")) == files
+    assert slots.read() == (A, A, A, C)
+    assert not (slots.path / "spare").exists()
+    slots.sweep()
+    assert (slots.path / "spare").is_dir()
+
+
+def test_what_a_crash_left_in_the_spare_is_no_hindrance(slots: SlotDirectory) -> None:
+    slots.write((A,) * 4)
+    slots.sweep()
+    os.link(slots.current / "000", slots.path / "spare" / ".next")
+    slots.write((B,) * 4)
+    assert slots.read() == (B,) * 4
+    slots.sweep()
+    os.link(slots.current / "000", slots.path / "spare" / ".next")
+    assert "spare" in " ".join(slots.mend())
+    assert slots.mend() == []
+
+
+def test_a_damaged_address_is_forgotten_at_the_start(slots: SlotDirectory) -> None:
+    slots.write((A,) * 4)
+    slots.write((B,) * 4)
+    for name in (A, B, NOBODY):
+        path = slots.path / "addresses" / name
+        path.unlink()
+        path.write_text("" if name == A else name)
+    slots.mend()
+    slots.write((A, B, A, B))
+    assert slots.read() == (A, B, A, B)
 
 
 def test_a_place_that_cannot_be_a_directory_is_named(tmp_path: Path) -> None:
