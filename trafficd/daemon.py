@@ -33,9 +33,11 @@ from proxy.slots import SlotDirectory
 from trafficd.api.app import build
 from trafficd.api.guard import Guard, read_token
 from trafficd.config import Config, ServiceSection, load
-from trafficd.core.reconcile import Configured, reconcile
+from trafficd.core.place import Expected, expected, worker
+from trafficd.core.reconcile import Configured, reconcile, strangers
 from trafficd.engine import Engine, Parts
 from trafficd.errors import ConfigError, ConflictError, StateError, TrafficdError
+from trafficd.health.command import CommandProbe
 from trafficd.health.probe import Check, HttpProbe
 from trafficd.link import Link, Linked
 from trafficd.listen import inherited, tcp_socket, unix_socket
@@ -48,6 +50,7 @@ from trafficd.swap.command import CommandDriver
 from trafficd.swap.external import ExternalDriver
 from trafficd.swap.hooks import Hooks
 from trafficd.swap.process import CommandRunner
+from trafficd.unrouted import NoPool
 
 log = logging.getLogger("trafficd.daemon")
 
@@ -77,8 +80,8 @@ class Daemon:
         self._caddy: CaddyServer | None = None
         if self.config.caddy.managed:
             self._caddy = CaddyServer(state / "caddy", self.config.caddy.admin)
-        self._pools: dict[str, SlotPool | AdminPool] = {}
-        self._probes: list[HttpProbe] = []
+        self._pools: dict[str, SlotPool | AdminPool | NoPool] = {}
+        self._probes: list[HttpProbe | CommandProbe] = []
         self._operators: dict[str, Operator] = {}
 
     async def run(self) -> None:
@@ -147,13 +150,15 @@ class Daemon:
         directories = {
             name: SlotDirectory(root, name, section.slots)
             for name, section in self.config.services.items()
-            if section.control == "slots"
+            if section.routed and section.control == "slots"
         }
-        for note in await asyncio.to_thread(prepare_root, root, list(directories.values())):
-            log.warning("slots: %s", note)
+        if any(section.routed for section in self.config.services.values()):
+            for note in await asyncio.to_thread(prepare_root, root, list(directories.values())):
+                log.warning("slots: %s", note)
         for name, section in self.config.services.items():
-            route = route_of(name, section, root)
-            pool = await self._pool(route, directories.get(name))
+            pool: SlotPool | AdminPool | NoPool = NoPool()
+            if section.routed:
+                pool = await self._pool(route_of(name, section, root), directories.get(name))
             self._pools[name] = pool
             engine = Engine(name, self._parts(name, section, pool))
             await engine.load()
@@ -177,15 +182,16 @@ class Daemon:
 
     async def _reconcile(self, engine: Engine, section: ServiceSection) -> None:
         past = [entry.event for entry in await self._journal.load(engine.name)]
-        wanted = [Configured(u.id, u.dial, u.version, u.spare_dial) for u in section.upstreams]
-        changes = reconcile(engine.state, past, wanted)
+        _refuse_other_kind(engine, section)
+        wanted = [Configured(u.id, u.dial or worker(u.id), u.version, u.spare_dial) for u in section.upstreams]
+        changes = reconcile(engine.state, past, wanted, routed=section.routed)
         for note in changes.notes:
             log.warning("%s: %s", engine.name, note)
         for event in changes.events:
             await engine.record(event)
 
     def _parts(self, name: str, section: ServiceSection, pool: Pool) -> Parts:
-        probe = HttpProbe(_check(section), verify=_verify(name, section))
+        probe = self._probe(name, section)
         self._probes.append(probe)
         return Parts(
             pool=pool,
@@ -199,6 +205,16 @@ class Daemon:
             min_healthy_time=section.rollout.min_healthy_time,
             healthy_deadline=section.rollout.healthy_deadline,
         )
+
+    def _probe(self, name: str, section: ServiceSection) -> HttpProbe | CommandProbe:
+        health = section.health
+        if health.command is None:
+            return HttpProbe(_check(section), verify=_verify(name, section))
+
+        def runs(place: str) -> Expected | None:
+            return expected(self.engines[name].state, place)
+
+        return CommandProbe(name, health.command, health.timeout, runs)
 
     def _driver(self, section: ServiceSection) -> Driver:
         if section.swap.driver == "external":
@@ -229,6 +245,7 @@ class Daemon:
                 route_of(name, section, root), section.restore, self.engines[name], _admin_pool(self._pools[name])
             )
             for name, section in self.config.services.items()
+            if section.routed
         }
         elsewhere = [section.slots_path for section in self.config.services.values() if section.slots_path]
         return Link(self._admin, services, root, elsewhere[0] if elsewhere else None, self._caddy)
@@ -287,7 +304,17 @@ class Daemon:
             forgotten.close()
 
 
-def _admin_pool(pool: SlotPool | AdminPool) -> AdminPool | None:
+def _refuse_other_kind(engine: Engine, section: ServiceSection) -> None:
+    """A rollout under way names places of one kind, addresses or workers, and must end with that kind."""
+    live, names = engine.state.live, strangers(engine.state, routed=section.routed)
+    if live is not None and names:
+        raise ConfigError(
+            f"services.{engine.name}.route: rollout {live.id} began {'without' if section.routed else 'with'} "
+            f"addresses for {', '.join(names)}: put route back as it was until it has ended"
+        )
+
+
+def _admin_pool(pool: SlotPool | AdminPool | NoPool) -> AdminPool | None:
     return pool if isinstance(pool, AdminPool) else None
 
 

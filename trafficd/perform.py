@@ -7,7 +7,7 @@ the time the step was journalled, so restarts do not lengthen time-outs.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trafficd.core.drain import DrainVerdict, Open
 from trafficd.core.model import (
@@ -20,6 +20,7 @@ from trafficd.core.model import (
     StepRecord,
     Task,
 )
+from trafficd.core.place import address
 from trafficd.core.plan import ending
 from trafficd.observe import drain, gate
 from trafficd.ports import Driver, Outcome, Pool, Probe, Swap
@@ -101,6 +102,8 @@ async def _once(hands: Hands, rollout: Rollout, record: StepRecord, *, resumed: 
 
 async def _drain(hands: Hands, rollout: Rollout, record: StepRecord, task: Task) -> Done:
     await hands.routed()
+    if address(task.old_dial) is None:
+        return Done(Outcome(ok=True))  # nobody calls a worker, so there is nothing to wait for
     verdict, count = await drain(
         hands.pool,
         task.old_dial,
@@ -151,14 +154,16 @@ async def _drive(hands: Hands, rollout: Rollout, record: StepRecord, task: Task,
         upstream=task.upstream,
         version=(task.old_version if retire else task.new_version) or "",
         previous_version=None if retire else task.old_version,
-        dial=task.old_dial if retire else task.new_dial,
-        previous_dial="" if retire else task.old_dial,
+        dial=address(task.old_dial if retire else task.new_dial),
+        previous_dial="" if retire else address(task.old_dial) or "",
         rollout=rollout.id,
         timeout=rollout.policy.swap_timeout,
         since=record.started_at,
         resumed=resumed,
     )
     outcome = await hands.driver(swap)
+    if address(task.old_dial) is None:
+        outcome = replace(outcome, dial=None)  # a program that serves others too may name one; a worker has none
     if outcome.ok and not retire and (outcome.dial or task.new_dial) is None:
         return Done(
             Outcome(
@@ -188,8 +193,8 @@ def _hook_environment(rollout: Rollout, task: Task) -> dict[str, str]:
         "TRAFFICD_UPSTREAM": task.upstream,
         "TRAFFICD_VERSION": task.new_version or "",
         "TRAFFICD_PREVIOUS_VERSION": task.old_version or "",
-        "TRAFFICD_DIAL": task.new_dial or "",
-        "TRAFFICD_PREVIOUS_DIAL": task.old_dial,
+        "TRAFFICD_DIAL": address(task.new_dial) or "",
+        "TRAFFICD_PREVIOUS_DIAL": address(task.old_dial) or "",
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from trafficd.config import ServiceSection
 from trafficd.core.model import Rollout, Service, Task, Upstream
 from trafficd.engine import Engine
-from trafficd.errors import ConflictError, NotFoundError
+from trafficd.errors import ConflictError, InvalidError, NotFoundError
 
 
 @dataclass
@@ -48,6 +48,23 @@ class Requests:
             return None
         return rollout.revert.get(name) or rollout.forward.get(name)
 
+    def _require_route(self, what: str) -> None:
+        """Refuse what is about traffic where there is none."""
+        if not self.section.routed:
+            raise ConflictError(
+                f'{what}: {self.state.name} is a service of workers (route = "none") and has no traffic; '
+                "`trafficd deploy`, drain, ready, pause and abort work for it"
+            )
+
+    def _refuse_dials(self, **dials: str | None) -> None:
+        """Refuse addresses for a worker, which has none."""
+        for key, dial in dials.items():
+            if dial is not None and not self.section.routed:
+                raise InvalidError(
+                    f'{key}: {self.state.name} is a service of workers (route = "none"), which have no address; '
+                    "leave it out"
+                )
+
     def _refuse_in_work(self, state: Service, name: str) -> None:
         rollout, task = state.live, self._task(state, name)
         if rollout is not None and task is not None and not task.done:
@@ -63,7 +80,7 @@ class Requests:
             found.add(self._named.get((rollout.id, name)))
             for task in (rollout.forward.get(name), rollout.revert.get(name)):
                 found |= {task.old_dial, task.new_dial} if task is not None and not task.done else set()
-        return {address for address in found if address is not None}
+        return {place for place in found if place is not None}
 
     def _require_free(self, state: Service, address: str, but: str | None = None) -> None:
         for name in state.upstreams:
