@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -137,6 +138,8 @@ def run(path: str | None, log_level: str) -> None:
             sockets = loop.run(daemon.run(loaded, path))
         if sockets is not None:
             arguments = [sys.executable, "-m", "trafficd", "run", "--config", path, "--log-level", log_level]
+            # One that comes from now on waits for the next life, which would be ended by it until it is ready.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
             os.execve(sys.executable, arguments, {**os.environ, **hand_over(sockets)})
 
 

@@ -14,42 +14,27 @@ import logging
 import os
 import signal
 import socket
-import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from proxy.admin import Admin
-from proxy.admin_pool import AdminPool
 from proxy.errors import ProxyError
-from proxy.install import prepare_root
-from proxy.pools import OpenCounts, SlotPool
 from proxy.server import CaddyServer
-from proxy.slots import SlotDirectory
-from proxy.ways import ByAdmin, Way
 from trafficd.api.app import build
 from trafficd.api.guard import Guard, read_token
-from trafficd.config import Config, ServiceSection, load
-from trafficd.core.reconcile import Configured, reconcile
-from trafficd.engine import Engine, Parts
+from trafficd.compose import Composer, check_files
+from trafficd.config import Config, load
 from trafficd.errors import ConfigError, ConflictError, ProxyUnavailableError, StateError, TrafficdError
-from trafficd.health.probe import Check, HttpProbe
-from trafficd.link import Link, Linked
+from trafficd.link import Link
 from trafficd.listen import inherited, tcp_socket, unix_socket
-from trafficd.operate import Operator
-from trafficd.ports import Driver, Pool
 from trafficd.preview import Preview, caddyfile, preview
 from trafficd.reload import refusals
 from trafficd.retention import keep_short
 from trafficd.store.sqlite import SqliteJournal, StateLock
-from trafficd.swap.command import CommandDriver
-from trafficd.swap.external import ExternalDriver
-from trafficd.swap.hooks import Hooks
-from trafficd.swap.process import CommandRunner
-from trafficd.ways import slots_root, static_answer, way_of
+from trafficd.ways import slots_root
 
 log = logging.getLogger("trafficd.daemon")
 
@@ -61,7 +46,6 @@ class Daemon:
     """One daemon on one state directory."""
 
     config: Config
-    engines: dict[str, Engine] = field(default_factory=dict)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     stop_caddy: bool = False
     path: str | None = None  # where the configuration was read from
@@ -69,27 +53,23 @@ class Daemon:
     sockets: dict[str, socket.socket] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        state = self.config.daemon.state_dir
+        state, caddy = self.config.daemon.state_dir, self.config.caddy
         self._lock = StateLock(state)
         self._journal = SqliteJournal(state / "journal.sqlite")
-        self._admin = Admin(self.config.caddy.admin, timeout=self.config.caddy.timeout)
-        self._counts = OpenCounts(self._admin)
-        self._runner = CommandRunner(state / "commands")
-        self._external = ExternalDriver()
-        self._caddy: CaddyServer | None = None
-        if self.config.caddy.managed:
-            self._caddy = CaddyServer(state / "caddy", self.config.caddy.admin)
-        elsewhere = self.config.caddy.slots_path
-        self._link = Link(self._admin, slots_root(self.config), elsewhere, self._caddy)
-        self._pools: dict[str, SlotPool | AdminPool] = {}
-        self._probes: list[HttpProbe] = []
-        self._operators: dict[str, Operator] = {}
+        self._admin = Admin(caddy.admin, timeout=caddy.timeout)
+        self._caddy = CaddyServer(state / "caddy", caddy.admin) if caddy.managed else None
+        self._link = Link(self._admin, slots_root(self.config), caddy.slots_path, self._caddy)
+        self._composer = Composer(self.config, self._admin, self._journal, self._link)
 
     async def run(self) -> None:
         """Run until `stop` is called. Raises `TrafficdError` or `ProxyError` when it cannot start."""
         async with contextlib.AsyncExitStack() as stack:
+            check_files(self.config)
+            guard = self._guard()
             self._open_state()
             stack.callback(self._lock.release)
+            # Before anything is written anywhere: where another daemon listens, it is that one's Caddy too.
+            self._listen(inherited(os.environ))
             await self._journal.open()
             stack.push_async_callback(self._journal.close)
             stack.push_async_callback(self._admin.aclose)
@@ -99,14 +79,14 @@ class Daemon:
                     "our Caddy %s, admin API at %s", "started" if started else "runs already", self._caddy.admin_url
                 )
                 stack.push_async_callback(self._leave_caddy)
-            await self._open_services()
-            stack.push_async_callback(self._close_services)
+            await self._composer.open()
+            stack.push_async_callback(self._composer.close)
             linking = asyncio.create_task(self._link.run())
             stack.push_async_callback(_cancel, [linking])
             await self._tied(linking)
-            keeping = keep_short(self.engines.values(), self._journal, self.config.daemon.retention)
+            keeping = keep_short(self._composer.engines.values(), self._journal, self.config.daemon.retention)
             stack.push_async_callback(_cancel, [asyncio.create_task(keeping)])
-            runner = await self._serve()
+            runner = await self._serve(guard)
             stack.push_async_callback(runner.cleanup)
             await self._until_stopped(linking)
 
@@ -118,7 +98,9 @@ class Daemon:
         if self.path is None:
             raise ConflictError("this daemon was started without a configuration file")
         wanted = load(self.path)
-        live = {name: engine.state.live.id for name, engine in self.engines.items() if engine.state.live is not None}
+        check_files(wanted, _token_faults(wanted))
+        engines = self._composer.engines
+        live = {name: engine.state.live.id for name, engine in engines.items() if engine.state.live is not None}
         refused = refusals(self.config, wanted, live)
         if refused:
             raise ConflictError("; ".join(refused))
@@ -129,7 +111,7 @@ class Daemon:
     async def preview(self) -> Preview:
         """What a reload, or a start, would write into Caddy's configuration now. Raises `TrafficdError`."""
         wanted = self.config if self.path is None else load(self.path)
-        left = frozenset(name for name, engine in self.engines.items() if engine.state.left)
+        left = frozenset(name for name, engine in self._composer.engines.items() if engine.state.left)
         try:
             return await preview(wanted, self._admin, left)
         except ProxyError as error:
@@ -161,84 +143,6 @@ class Daemon:
             ) from error
         self._lock.acquire()
 
-    async def _open_services(self) -> None:
-        root = slots_root(self.config)
-        directories = {
-            name: SlotDirectory(root, name, section.slots)
-            for name, section in self.config.services.items()
-            if section.control == "slots"
-        }
-        for note in await asyncio.to_thread(prepare_root, root, list(directories.values())):
-            log.warning("slots: %s", note)
-        for name, section in self.config.services.items():
-            way = way_of(name, self.config, partial(self._weights, name))
-            pool = await self._pool(way, directories.get(name))
-            self._pools[name] = pool
-            engine = Engine(name, self._parts(name, section, pool))
-            await engine.load()
-            await self._reconcile(engine, section)
-            self.engines[name] = engine
-            self._link.services[name] = Linked(way, section.restore, engine, pool, static_answer(section))
-            self._operators[name] = Operator(engine, section, self._external.replaced, self._link)
-            engine.start()
-
-    def _weights(self, name: str) -> Mapping[str, int]:
-        return self.engines[name].decide().weights
-
-    async def _pool(self, way: Way, directory: SlotDirectory | None) -> SlotPool | AdminPool:
-        if directory is not None:
-            slots = SlotPool(directory, self._counts, way)
-            await slots.open()
-            return slots
-        assert isinstance(way, ByAdmin), "without slots there is the admin API"
-        pool = AdminPool(self._admin, way, self._counts)
-        log.warning("%s: %s", way.route.service, pool.cost)
-        try:
-            await pool.open()
-        except ProxyError as error:
-            log.error("%s: what has traffic now is not known: %s", way.route.service, error)
-        return pool
-
-    async def _reconcile(self, engine: Engine, section: ServiceSection) -> None:
-        past = [entry.event for entry in await self._journal.load(engine.name)]
-        wanted = [Configured(u.id, u.dial, u.version, u.spare_dial) for u in section.upstreams]
-        changes = reconcile(engine.state, past, wanted)
-        for note in changes.notes:
-            log.warning("%s: %s", engine.name, note)
-        for event in changes.events:
-            await engine.record(event)
-
-    def _parts(self, name: str, section: ServiceSection, pool: Pool) -> Parts:
-        probe = HttpProbe(_check(section), verify=_verify(name, section))
-        self._probes.append(probe)
-        return Parts(
-            pool=pool,
-            driver=self._driver(section),
-            probe=probe,
-            hook=Hooks(self._runner, name, section.hooks.argv, section.hooks.timeout),
-            journal=self._journal,
-            interval=section.health.interval,
-            rise=section.health.rise,
-            fall=section.health.fall,
-            min_healthy_time=section.rollout.min_healthy_time,
-            healthy_deadline=section.rollout.healthy_deadline,
-        )
-
-    def _driver(self, section: ServiceSection) -> Driver:
-        if section.swap.driver == "external":
-            return self._external
-        argv = {"swap": section.swap.command, "prepare": section.swap.prepare, "retire": section.swap.retire}
-        return CommandDriver(self._runner, argv.get)
-
-    async def _close_services(self) -> None:
-        self._runner.leave()  # commands go on; the next daemon finds them
-        for engine in self.engines.values():
-            await engine.stop()
-        for pool in self._pools.values():
-            await pool.aclose()
-        for probe in self._probes:
-            await probe.aclose()
-
     # -- Caddy -----------------------------------------------------------------------------------------
 
     async def _leave_caddy(self) -> None:
@@ -264,19 +168,16 @@ class Daemon:
 
     # -- the API ---------------------------------------------------------------------------------------
 
-    async def _serve(self) -> web.AppRunner:
+    def _guard(self) -> Guard | None:
         section = self.config.daemon
-        guard = None
-        if section.listen is not None and section.token_file is not None:
-            guard = Guard(read_token(section.token_file), section.allowed_hosts, section.allowed_origins)
-        app = build(self._operators, self._journal, guard, self)
+        if section.listen is None or section.token_file is None:
+            return None
+        return Guard(read_token(section.token_file), section.allowed_hosts, section.allowed_origins)
+
+    async def _serve(self, guard: Guard | None) -> web.AppRunner:
+        app = build(self._composer.operators, self._journal, guard, self)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE, handler_cancellation=False)
         await runner.setup()
-        try:
-            self._listen(inherited(os.environ))
-        except TrafficdError:
-            await runner.cleanup()
-            raise
         for place, listener in self.sockets.items():
             # A copy: the site closes what it is given, and the next life of the daemon wants the socket.
             await web.SockSite(runner, listener.dup()).start()
@@ -295,26 +196,13 @@ class Daemon:
             forgotten.close()
 
 
-def _check(section: ServiceSection) -> Check:
-    health = section.health
-    return Check(
-        path=health.path,
-        host=health.host or (section.hosts[0] if section.hosts and "*" not in section.hosts[0] else None),
-        headers=health.headers,
-        status=frozenset(health.status),
-        timeout=health.timeout,
-        tls=section.transport.tls,
-        server_name=section.transport.tls_server_name,
-    )
-
-
-def _verify(name: str, section: ServiceSection) -> ssl.SSLContext | bool:
-    if not section.transport.tls or section.transport.tls_insecure:
-        return False
+def _token_faults(config: Config) -> list[str]:
     try:
-        return ssl.create_default_context(cafile=section.transport.tls_ca)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"services.{name}.transport.tls_ca: {section.transport.tls_ca}: {error}") from error
+        if config.daemon.token_file is not None:
+            read_token(config.daemon.token_file)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
@@ -332,13 +220,26 @@ async def run(config: Config, path: str) -> dict[str, socket.socket] | None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, daemon.stop)
     loop.add_signal_handler(signal.SIGINT, lambda: daemon.stop(with_caddy=True))
-    loop.add_signal_handler(signal.SIGHUP, _reload, daemon)
+    _on_hangup(loop, daemon)
     await daemon.run()
     if daemon.again and not daemon.stop_caddy:
         return daemon.sockets
     for listener in daemon.sockets.values():
         listener.close()
     return None
+
+
+def _on_hangup(loop: asyncio.AbstractEventLoop, daemon: Daemon) -> None:
+    """Reload at SIGHUP. Not by the loop's own handlers: those end with the loop, and the next SIGHUP would then end
+    the process that is just about to begin anew."""
+
+    def reload(*_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the next life reads the file anyway
+            loop.call_soon_threadsafe(_reload, daemon)
+
+    signal.signal(signal.SIGHUP, reload)
+    # It was blocked over the exec, so that one that came meanwhile is not lost.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 def _reload(daemon: Daemon) -> None:

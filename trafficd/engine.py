@@ -19,6 +19,7 @@ from functools import partial
 
 from trafficd.core import events as ev
 from trafficd.core import invariants
+from trafficd.core.addresses import holder
 from trafficd.core.health import Pulse
 from trafficd.core.machine import advance, fold
 from trafficd.core.model import Gating, Health, Rollout, Service, StepKey, StepRecord, Upstream, Wait, World
@@ -52,6 +53,7 @@ class Parts:
     min_healthy_time: float
     healthy_deadline: float
     on_entry: Callable[[Entry], None] = lambda entry: None
+    foreign: Callable[[str], str | None] = lambda dial: None  # whose of another service an address is, in words
 
 
 @dataclass
@@ -113,6 +115,7 @@ class Engine:
             hook=self.parts.hook,
             routed=self.routed,
             admitted=self.monitor.assume_up,
+            holder=self._holder,
         )
 
     # -- life ------------------------------------------------------------------------------------------
@@ -148,6 +151,7 @@ class Engine:
             self._wake.clear()
             try:
                 busy = await self.step()
+                self.troubled("bug", "")
             except TrafficdError as error:  # the journal: full, not writable, damaged
                 self.troubled("journal", str(error))
                 await asyncio.sleep(_RETRY)
@@ -249,6 +253,11 @@ class Engine:
             if not self.trouble.proxy:
                 return
             await asyncio.sleep(_RETRY)
+
+    def _holder(self, upstream: str, dial: str) -> str | None:
+        """Whose an address is, if it is another upstream's, in words."""
+        name = holder(self.state, dial, but=upstream)
+        return self.parts.foreign(dial) if name is None else f"upstream {name}"
 
     async def routed_or_raise(self) -> None:
         """Like `routed`, but a failure is the caller's to hear of."""

@@ -74,11 +74,20 @@ class Link:
 
     async def run(self) -> None:
         """Connect, then watch, for ever. Raises `ProxyError` when this Caddy cannot do what slots need."""
+        if not self.services:
+            await self._idle()
         await self._connect()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch())
             if self.managed is not None:
                 group.create_task(self._keep(self.managed))
+
+    async def _idle(self) -> None:
+        """No service has a route: nothing is asked of Caddy, and there need not be one. For ever."""
+        self.tried.set()
+        if self.managed is not None:
+            await self._keep(self.managed)
+        await asyncio.Event().wait()
 
     async def _connect(self) -> None:
         """Bring Caddy to serve our services; again and again while it cannot be reached."""

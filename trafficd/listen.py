@@ -26,6 +26,7 @@ def inherited(environment: Mapping[str, str]) -> dict[str, socket.socket]:
         if place and number.isdigit():
             try:
                 found[place] = socket.socket(fileno=int(number))
+                found[place].set_inheritable(False)  # from here on: no program that we run is to have it
             except OSError:
                 continue  # a descriptor that is none any more: the place is opened anew
     return found

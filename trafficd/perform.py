@@ -7,19 +7,21 @@ the time the step was journalled, so restarts do not lengthen time-outs.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trafficd.core.drain import DrainVerdict, Open
 from trafficd.core.model import (
     HOOKS,
     Cut,
     Direction,
+    Order,
     Rollout,
     StepKey,
     StepKind,
     StepRecord,
     Task,
 )
+from trafficd.core.place import address
 from trafficd.core.plan import ending
 from trafficd.observe import drain, gate
 from trafficd.ports import Driver, Outcome, Pool, Probe, Swap
@@ -41,7 +43,8 @@ class Hands:
     """What performing needs: the pool, the driver, the probe, and the engine's own routing.
 
     `routed` returns when the proxy has the routing that the journal calls for. `admitted` says that an
-    upstream passed its gate and may be taken for up at its address.
+    upstream passed its gate and may be taken for up at its address. `holder` says, in words, which other
+    upstream has an address.
     """
 
     pool: Pool
@@ -50,6 +53,7 @@ class Hands:
     hook: RunHook
     routed: Callable[[], Awaitable[None]]
     admitted: Callable[[str, str], None]
+    holder: Callable[[str, str], str | None]
 
 
 async def perform(hands: Hands, rollout: Rollout, record: StepRecord, *, resumed: bool) -> Done:
@@ -101,6 +105,8 @@ async def _once(hands: Hands, rollout: Rollout, record: StepRecord, *, resumed: 
 
 async def _drain(hands: Hands, rollout: Rollout, record: StepRecord, task: Task) -> Done:
     await hands.routed()
+    if address(task.old_dial) is None:
+        return Done(Outcome(ok=True))  # nobody calls a worker, so there is nothing to wait for
     verdict, count = await drain(
         hands.pool,
         task.old_dial,
@@ -151,14 +157,16 @@ async def _drive(hands: Hands, rollout: Rollout, record: StepRecord, task: Task,
         upstream=task.upstream,
         version=(task.old_version if retire else task.new_version) or "",
         previous_version=None if retire else task.old_version,
-        dial=task.old_dial if retire else task.new_dial,
-        previous_dial="" if retire else task.old_dial,
+        dial=address(task.old_dial if retire else task.new_dial),
+        previous_dial="" if retire else address(task.old_dial) or "",
         rollout=rollout.id,
         timeout=rollout.policy.swap_timeout,
         since=record.started_at,
         resumed=resumed,
     )
     outcome = await hands.driver(swap)
+    if address(task.old_dial) is None:
+        outcome = replace(outcome, dial=None)  # a program that serves others too may name one; a worker has none
     if outcome.ok and not retire and (outcome.dial or task.new_dial) is None:
         return Done(
             Outcome(
@@ -168,7 +176,18 @@ async def _drive(hands: Hands, rollout: Rollout, record: StepRecord, task: Task,
                 outcome.output,
             )
         )
-    return Done(outcome)
+    refusal = None if retire or not outcome.ok else _unusable(hands, rollout, task, outcome.dial)
+    return Done(outcome if refusal is None else Outcome(False, refusal, outcome.output))
+
+
+def _unusable(hands: Hands, rollout: Rollout, task: Task, named: str | None) -> str | None:
+    """Why the address that a driver named cannot be the new instance's, or None."""
+    if named is None:
+        return None
+    if rollout.policy.order is Order.START_FIRST and named == task.old_dial:
+        return f"the driver named {named} for the new instance, where the old one serves: it needs another address"
+    other = hands.holder(task.upstream, named)
+    return f"the driver named {named} for the new instance, which is an address of {other}" if other else None
 
 
 async def _hook(hands: Hands, rollout: Rollout, record: StepRecord, extra: Mapping[str, str]) -> Outcome:
@@ -188,8 +207,8 @@ def _hook_environment(rollout: Rollout, task: Task) -> dict[str, str]:
         "TRAFFICD_UPSTREAM": task.upstream,
         "TRAFFICD_VERSION": task.new_version or "",
         "TRAFFICD_PREVIOUS_VERSION": task.old_version or "",
-        "TRAFFICD_DIAL": task.new_dial or "",
-        "TRAFFICD_PREVIOUS_DIAL": task.old_dial,
+        "TRAFFICD_DIAL": address(task.new_dial) or "",
+        "TRAFFICD_PREVIOUS_DIAL": address(task.old_dial) or "",
     }
 
 

@@ -82,9 +82,13 @@ async def preview(config: Config, admin: Admin, left: frozenset[str] = frozenset
     return Preview(admin.url, services, lines, ONE_WRITE if lines else "nothing is written")
 
 
+def _routed(config: Config) -> set[str]:
+    return {name for name, section in config.services.items() if section.routed}
+
+
 def _at_first(config: Config, name: str) -> dict[str, int]:
     """The weights of a service that nothing is known of yet."""
-    return {upstream.dial: 1 for upstream in config.services[name].upstreams}
+    return {upstream.dial: 1 for upstream in config.services[name].upstreams if upstream.dial}
 
 
 def _cost(way: Way) -> str:
@@ -101,6 +105,8 @@ def caddyfile(config: Config, name: str) -> str:
     if section is None:
         known = ", ".join(sorted(config.services)) or "none"
         raise NotFoundError(f"there is no service {name!r}; the configuration has: {known}")
+    if not section.routed:
+        raise ConflictError(f'services.{name}: route = "none" has no slots: Caddy never sees this service')
     if section.control == "admin":
         raise ConflictError(
             f'services.{name}: control = "admin" has no slots that a Caddyfile could hold; set control = "slots"'

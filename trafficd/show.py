@@ -86,23 +86,38 @@ def _upstreams(found: Sequence[Json]) -> Table:
         table.add_row(
             one["id"],
             one["version"] or "unknown",
-            one["dial"],
+            one["dial"] or "-",
             Text("yes", style="green") if one["ready"] else Text("no", style="yellow"),
-            f"{one['share']:g} %",
-            "unknown" if one["in_flight"] is None else str(one["in_flight"]),
+            _share(one),
+            _open(one),
             one["health"],
             one["reason"],
         )
     return table
 
 
+def _share(view: Json) -> str:
+    return "-" if view["share"] is None else f"{view['share']:g} %"
+
+
+def _open(view: Json) -> str:
+    if view["dial"] is None:
+        return "-"
+    return "unknown" if view["in_flight"] is None else str(view["in_flight"])
+
+
 def upstream(view: Json) -> str:
     state = "ready" if view["ready"] else f"not ready ({view['reason'] or view['health']})"
-    return f"{view['id']} ({view['dial']}, {view['version'] or 'version unknown'}) is {state}, {view['share']:g} %"
+    version = view["version"] or "version unknown"
+    if view["dial"] is None:
+        return f"{view['id']} ({version}) is {state}"
+    return f"{view['id']} ({view['dial']}, {version}) is {state}, {_share(view)}"
 
 
 def drained(name: str, report: Json) -> str:
     cut = report["cut"]
+    if report["drained"] and report["in_flight"] is None:
+        return f"{name} does not count as ready any more; it is a worker, and nobody calls it"
     if report["drained"]:
         return f"{name} is drained: nothing is open on it"
     count = "an unknown number" if report["in_flight"] is None else report["in_flight"]

@@ -19,6 +19,7 @@ def slots_root(config: Config) -> Path:
 def way_of(name: str, config: Config, weights: Callable[[], Mapping[str, int]] = dict) -> Way:
     """A service's way. `weights`: those that a route over addresses begins with, where there is none yet."""
     section = config.services[name]
+    assert section.routed, f"{name} has no route"
     route = _route_of(name, section, config.caddy.slots_path or str(slots_root(config)))
     if section.control == "admin":
         return ByAdmin(route, weights)
@@ -27,7 +28,7 @@ def way_of(name: str, config: Config, weights: Callable[[], Mapping[str, int]] =
             return Adopted(route, section.adopt_id)
         case "import":
             return Imported(route)
-        case "own":
+        case _:
             return Own(route)
 
 

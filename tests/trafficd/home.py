@@ -25,10 +25,12 @@ from trafficd.api.app import build
 from trafficd.api.guard import Guard
 from trafficd.config import ServiceSection
 from trafficd.core import events as ev
+from trafficd.core.place import worker
 from trafficd.engine import Engine, Parts
 from trafficd.operate import Operator
 from trafficd.ports import Driver
 from trafficd.swap.external import ExternalDriver
+from trafficd.unrouted import NoPool
 
 Json = dict[str, Any]
 
@@ -104,7 +106,7 @@ class Home:
 
     def __init__(self, directory: Path, services: Mapping[str, ServiceSection], guard: Guard | None = None) -> None:
         self.directory, self.sections, self.guard = directory, services, guard
-        self.pools = {name: FakePool(service.slots) for name, service in services.items()}
+        self.pools = {name: FakePool(service.slots) for name, service in services.items() if service.routed}
         self.probe, self.driver, self.external = FakeProbe(), FakeDriver(), ExternalDriver()
         self.ties = FakeTies()
         self.socket = directory / "sock"
@@ -141,7 +143,7 @@ class Home:
     async def _open(self, name: str, service: ServiceSection) -> None:
         external: Driver = self.external
         parts = Parts(
-            pool=self.pools[name],
+            pool=self.pools[name] if service.routed else NoPool(),
             driver=external if service.swap.driver == "external" else self.driver,
             probe=self.probe,
             hook=no_hook,
@@ -156,7 +158,8 @@ class Home:
         await engine.load()
         if not engine.state.upstreams:
             for one in service.upstreams:
-                await engine.record(ev.UpstreamAdded(name, one.id, one.dial, one.version, one.spare_dial, True))
+                place = one.dial or worker(one.id)
+                await engine.record(ev.UpstreamAdded(name, one.id, place, one.version, one.spare_dial, True))
             await engine.record(ev.StableSet(name, service.upstreams[0].version))
         self.engines[name] = engine
         self.operators[name] = Operator(engine, service, self.external.replaced, self.ties)
@@ -224,13 +227,13 @@ class Home:
             await asyncio.sleep(0.005)
 
     async def settled(self) -> None:
-        """Wait until every service has routed what it has."""
+        """Wait until every service has routed what it has, and its workers are up."""
         await self.until(lambda: all(pool.table is not None for pool in self.pools.values()))
         await self.until(
             lambda: (
                 all(e.decide().weights and not e.trouble.lines() for e in self.engines.values())
                 and all(
-                    set(self.pools[name].shares()) == {u.dial for u in e.state.upstreams.values() if e.state.regular(u)}
+                    set(e.parts.pool.shares()) == {u.dial for u in e.state.upstreams.values() if e.state.regular(u)}
                     for name, e in self.engines.items()
                 )
             )

@@ -190,7 +190,7 @@ async def test_a_rollout_is_named_by_id_by_service_or_not_at_all(home: Home, by:
 
 async def test_of_several_live_rollouts_one_must_be_named(begin: Begin) -> None:
     other = section("v1", "v1")
-    moved = [one.model_copy(update={"dial": one.dial.replace("10.0.", "10.1.")}) for one in other.upstreams]
+    moved = [one.model_copy(update={"dial": str(one.dial).replace("10.0.", "10.1.")}) for one in other.upstreams]
     home = await begin(web=section(), api=other.model_copy(update={"upstreams": moved}))
     home.driver.wait = asyncio.Event()
     ids = [

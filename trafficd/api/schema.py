@@ -50,7 +50,7 @@ class Request(BaseModel):
 
 class AddUpstream(Request):
     id: Name
-    dial: Dial
+    dial: Dial | None = Field(default=None, description="left out for a worker, and only for one")
     version: Version | None = None
     spare_dial: Dial | None = None
 
@@ -121,12 +121,12 @@ class Answer(BaseModel):
 class UpstreamView(Answer):
     id: str
     version: str | None
-    dial: str
+    dial: str | None = Field(description="null: a worker, which has no address")
     spare_dial: str | None
     ready: bool = Field(description="may receive traffic: in service, not drained, and up")
-    weight: int = Field(description="slots of the slot table that name it")
-    share: float = Field(description="its share of the service's traffic, in percent")
-    in_flight: int | None = Field(description="requests and streams open now; null: not known")
+    weight: int | None = Field(description="slots of the slot table that name it; null: a worker")
+    share: float | None = Field(description="its share of the service's traffic, in percent; null: a worker")
+    in_flight: int | None = Field(description="requests and streams open now; null: not known, or a worker")
     health: Literal["up", "down", "unknown"]
     drained: bool
     gating: bool
@@ -211,7 +211,7 @@ class ServiceList(Answer):
 
 class DrainView(Answer):
     drained: bool
-    in_flight: int | None
+    in_flight: int | None = Field(description="still open; null: not known, or a worker")
     cut: CutView
 
 

@@ -9,6 +9,7 @@ from trafficd.api import schema
 from trafficd.core.events import Event
 from trafficd.core.machine import fold
 from trafficd.core.model import Cut, Freeze, Maintenance, Rollout, Service, StepRecord, Upstream, Wait
+from trafficd.core.place import address
 from trafficd.engine import Engine
 from trafficd.errors import NotFoundError
 from trafficd.ports import Entry
@@ -58,21 +59,26 @@ def _upstream_view(
 ) -> schema.UpstreamView:
     pulse = engine.monitor.pulse(upstream.id)
     up = engine.world().up(upstream.id)
+    called = address(upstream.dial) is not None
     weight = shares.get(upstream.serving or upstream.dial, 0)
     return schema.UpstreamView(
         id=upstream.id,
         version=upstream.version,
-        dial=upstream.dial,
+        dial=address(upstream.dial),
         spare_dial=upstream.spare_dial,
         ready=upstream.serving is not None and not upstream.drained and up,
-        weight=weight,
-        share=round(100 * weight / total, 3) if total else 0.0,
-        in_flight=in_flight,
+        weight=weight if called else None,
+        share=_share(weight, total) if called else None,
+        in_flight=in_flight if called else None,
         health=pulse.health.value,
         drained=upstream.drained or upstream.serving is None,
         gating=upstream.gating is not None,
         reason=_reason(engine.state, upstream, pulse.reason),
     )
+
+
+def _share(weight: int, total: int) -> float:
+    return round(100 * weight / total, 3) if total else 0.0
 
 
 def _reason(state: Service, upstream: Upstream, probe: str) -> str:
@@ -82,7 +88,7 @@ def _reason(state: Service, upstream: Upstream, probe: str) -> str:
     if upstream.drained:
         return "drained by an operator"
     if upstream.serving is None:
-        return "out of traffic by a rollout"
+        return "out of traffic by a rollout" if address(upstream.dial) else "in the hands of a rollout"
     if probe:
         return probe
     if not state.regular(upstream):

@@ -121,8 +121,8 @@ def _shared_hosts(services: Mapping[str, object]) -> Iterator[Clash]:
     """No host name of one listen address twice: the second service would never be asked."""
     seen: dict[tuple[str, str], str] = {}
     for name, service in services.items():
-        if get(service, "route") in ("adopt", "import"):
-            continue  # the site that is there has its hosts
+        if get(service, "route") in ("adopt", "import", "none"):
+            continue  # the site that is there has its hosts, and a worker has none
         hosts = [str(host).lower() for _, host in items(get(service, "hosts"))] or ["any host"]
         listen = [str(address) for _, address in items(get(service, "listen"))] or [":443"]
         for key in dict.fromkeys((host, address) for host in hosts for address in listen):

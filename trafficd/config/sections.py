@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from trafficd.config import values
+from trafficd.config import values, workers
 from trafficd.config.faults import Clash, Section, doubles, get, items
 from trafficd.config.values import (
     Amount,
@@ -59,12 +59,13 @@ class CaddySection(Section):
 
 class UpstreamSection(Section):
     id: Name
-    dial: Dial
+    dial: Dial | None = None  # None: a worker
     version: Version | None = None
     spare_dial: Dial | None = None
 
 
 class HealthSection(Section):
+    command: Argv | None = None  # None: asked over HTTP
     path: Annotated[str, Field(pattern=r"^/[\x21-\x7e]*$")] = "/healthz"
     host: Annotated[str, AfterValidator(values.host)] | None = None
     headers: Headers = Field(default_factory=dict)
@@ -73,6 +74,12 @@ class HealthSection(Section):
     timeout: Positive = 2.0
     rise: Annotated[int, Field(ge=1)] = 2
     fall: Annotated[int, Field(ge=1)] = 3
+
+    @classmethod
+    def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
+        for key in ("path", "host", "headers", "status"):
+            if given.get("command") is not None and given.get(key) is not None:
+                yield (key,), "is for a probe over HTTP; leave out either it or command"
 
 
 class RolloutSection(Section):
@@ -169,7 +176,7 @@ class MaintenanceSection(Section):
 
 class ServiceSection(Section):
     hosts: list[Annotated[str, AfterValidator(values.host)]] = Field(default_factory=list)
-    route: Literal["own", "adopt", "import"] = "own"
+    route: Literal["own", "adopt", "import", "none"] = "own"
     listen: list[Annotated[str, AfterValidator(values.listen), AfterValidator(values.public)]] = Field(
         default_factory=lambda: [":443"], min_length=1
     )
@@ -193,6 +200,8 @@ class ServiceSection(Section):
     @classmethod
     def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
         yield from _route_clashes(given)
+        worker = given.get("route") == "none"
+        yield from workers.clashes(given, cls.model_fields) if worker else workers.missing_dials(given)
         for key in ("hosts", "listen"):
             for twice in doubles(value for _, value in items(given.get(key)) if isinstance(value, str)):
                 yield (key,), f"{twice} stands there twice"
@@ -201,8 +210,13 @@ class ServiceSection(Section):
         for twice in doubles(name for name in ids if isinstance(name, str)):
             yield ("upstreams",), f"two upstreams have the id {twice!r}"
         slots = given.get("slots", 100)
-        if type(slots) is int and 0 < slots < len(upstreams):
+        if type(slots) is int and 0 < slots < len(upstreams) and not worker:
             yield ("slots",), f"{len(upstreams)} upstreams need at least as many slots"
+
+    @property
+    def routed(self) -> bool:
+        """Whether Caddy has a route to the service; its upstreams are workers where it has none."""
+        return self.route != "none"
 
     @property
     def tls_mode(self) -> Literal["auto", "off"]:
@@ -215,13 +229,15 @@ class ServiceSection(Section):
     def policy(self, upstreams: int, overrides: RolloutOverrides | None = None) -> Policy:
         """The policy of a rollout over this many upstreams.
 
-        Percentages are rounded to the careful side: fewer in parallel, more that stay ready.
+        Percentages are rounded to the careful side: fewer in parallel, more that stay ready. The last one of a
+        service without a route may be replaced by default: its work waits, and nobody is refused.
         """
         changes = overrides.model_dump(exclude_none=True) if overrides else {}
         base = {name: getattr(self.rollout, name) for name in RolloutSection.model_fields}
         wanted = RolloutSection.model_construct(**{**base, **{k: getattr(overrides, k) for k in changes}})
         parallel = max(1, wanted.max_parallel.of(upstreams, up=False))
-        least = max(1, upstreams - parallel) if wanted.min_ready is None else wanted.min_ready.of(upstreams, up=True)
+        fewest = max(1 if self.routed else 0, upstreams - parallel)
+        least = fewest if wanted.min_ready is None else wanted.min_ready.of(upstreams, up=True)
         return Policy(
             max_parallel=parallel,
             min_ready=least,

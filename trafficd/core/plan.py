@@ -29,6 +29,7 @@ from trafficd.core.model import (
     Wait,
     World,
 )
+from trafficd.core.place import address
 from trafficd.core.routing import available, route
 from trafficd.core.strategy import forward_steps, replaces, revert_steps
 
@@ -299,7 +300,7 @@ def ending(rollout: Rollout) -> tuple[Phase, str]:
     if rollout.revert_failure is not None:
         return Phase.STUCK, (
             f"{failure}; bringing the old version back failed as well: {rollout.revert_failure}. "
-            f"Traffic goes to what still works. Look at the failed upstream, repair it, and say "
+            f"{_works_on(rollout)} what still works. Look at the failed upstream, repair it, and say "
             f"`trafficd ready {rollout.service} UPSTREAM`, or deploy a version that works"
         )
     replaced = [name for name in rollout.touched if rollout.forward[name].swapped]
@@ -310,6 +311,11 @@ def ending(rollout: Rollout) -> tuple[Phase, str]:
         what = "; ".join(f"{name} was not brought back: {why}" for name, why in left)
         return Phase.FAILED, f"{failure}; {what}"
     return Phase.REVERTED, failure
+
+
+def _works_on(rollout: Rollout) -> str:
+    called = any(address(task.old_dial) for task in rollout.forward.values())
+    return "Traffic goes to" if called else "The work is left to"
 
 
 def _end(rollout: Rollout) -> ev.Event | None:

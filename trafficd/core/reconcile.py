@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from trafficd.core import events as ev
 from trafficd.core.model import Service
+from trafficd.core.place import address
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,14 @@ class Changes:
     notes: tuple[str, ...]
 
 
-def reconcile(service: Service, past: Iterable[ev.Event], wanted: Sequence[Configured]) -> Changes:
-    """The changes that bring a service, with its past events, to its configuration."""
+def reconcile(
+    service: Service, past: Iterable[ev.Event], wanted: Sequence[Configured], *, routed: bool = True
+) -> Changes:
+    """The changes that bring a service, with its past events, to its configuration.
+
+    `routed`: whether it has a route, or is a service of workers. What was added at run time cannot stay where that
+    has changed: the proxy must never be given the place of a worker.
+    """
     described = _described(past)
     events: list[ev.Event] = []
     notes: list[str] = []
@@ -52,6 +59,9 @@ def reconcile(service: Service, past: Iterable[ev.Event], wanted: Sequence[Confi
         for name in described
         if name not in kept and name in service.upstreams
     ]
+    for name in sorted(set(strangers(service, routed=routed)) - kept - described.keys()):
+        events.append(ev.UpstreamRemoved(service.name, name))
+        notes.append(f"{name} was removed: it was added {'without' if routed else 'with'} an address")
     if events and service.live is not None:
         changed = ", ".join(sorted({str(getattr(event, "upstream", "")) for event in events}))
         return Changes(
@@ -64,6 +74,11 @@ def reconcile(service: Service, past: Iterable[ev.Event], wanted: Sequence[Confi
     if service.stable is None and (stable := _stable(wanted)) is not None:
         events.append(ev.StableSet(service.name, stable))
     return Changes(tuple(events), tuple(notes))
+
+
+def strangers(service: Service, *, routed: bool) -> list[str]:
+    """The upstreams of the other kind: workers in a service with a route, addresses in one without."""
+    return [upstream.id for upstream in service.upstreams.values() if (address(upstream.dial) is None) is routed]
 
 
 def _described(past: Iterable[ev.Event]) -> dict[str, ev.UpstreamAdded]:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trafficd.core.model import Health, Service, Upstream, World
+from trafficd.core.place import address
 
 _SCALE = 1000  # canary percentages are honoured to a thousandth of a percent
 
@@ -66,6 +67,8 @@ def _alive(
         return kept, None  # none in service, or none probed yet
     if not kept and world.shares:
         kept = list(candidates)
+    if all(address(u.dial) is None for u in candidates):
+        return kept, f"all {len(candidates)} workers look dead"
     return kept, f"all {len(candidates)} upstreams look dead; the routing stays as it is"
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from trafficd.config import ServiceSection
+from trafficd.core import addresses
 from trafficd.core.model import Rollout, Service, Task, Upstream
 from trafficd.engine import Engine
-from trafficd.errors import ConflictError, NotFoundError
+from trafficd.errors import ConflictError, InvalidError, NotFoundError
 from trafficd.ports import Ties
 
 
@@ -57,6 +58,23 @@ class Requests:
                 f"`trafficd join {state.name}` takes it over again"
             )
 
+    def _require_route(self, what: str) -> None:
+        """Refuse what is about traffic where there is none."""
+        if not self.section.routed:
+            raise ConflictError(
+                f'{what}: {self.state.name} is a service of workers (route = "none") and has no traffic; '
+                "`trafficd deploy`, drain, ready, pause and abort work for it"
+            )
+
+    def _refuse_dials(self, **dials: str | None) -> None:
+        """Refuse addresses for a worker, which has none."""
+        for key, dial in dials.items():
+            if dial is not None and not self.section.routed:
+                raise InvalidError(
+                    f'{key}: {self.state.name} is a service of workers (route = "none"), which have no address; '
+                    "leave it out"
+                )
+
     def _refuse_in_work(self, state: Service, name: str) -> None:
         rollout, task = state.live, self._task(state, name)
         if rollout is not None and task is not None and not task.done:
@@ -65,14 +83,9 @@ class Requests:
             )
 
     def taken(self, state: Service, name: str) -> set[str]:
-        """The addresses that an upstream has, will have, or is just being moved to or from."""
-        upstream, rollout = state.upstreams[name], state.live
-        found = {upstream.dial, upstream.spare_dial, upstream.gating.dial if upstream.gating else None}
-        if rollout is not None:
-            found.add(self._named.get((rollout.id, name)))
-            for task in (rollout.forward.get(name), rollout.revert.get(name)):
-                found |= {task.old_dial, task.new_dial} if task is not None and not task.done else set()
-        return {address for address in found if address is not None}
+        """The addresses that an upstream has, will have, or was named by a caller for the live rollout."""
+        named = self._named.get((state.live.id, name)) if state.live is not None else None
+        return addresses.taken(state, name) | ({named} if named is not None else set())
 
     def _require_free(self, state: Service, address: str, but: str | None = None) -> None:
         for name in state.upstreams:

@@ -38,6 +38,8 @@ class RolloutRequests(Requests):
         if not names:
             raise ConflictError(f"service {self.state.name} has no upstreams; add some first")
         policy = self.section.policy(len(names), overrides)
+        if policy.order is Order.START_FIRST and not self.section.routed:
+            raise InvalidError(f"order: {self.state.name} is a service of workers, which have no second address")
         rollout_id = f"r-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
         def check(state: Service) -> None:
@@ -51,7 +53,7 @@ class RolloutRequests(Requests):
                 )
             if not back:
                 _refuse_frozen(state, time.time())
-            _refuse_hopeless(state, policy, self.engine.world())
+            _refuse_hopeless(state, policy, self.engine.world(), routed=self.section.routed)
 
         await self.engine.record(
             ev.RolloutStarted(
@@ -164,12 +166,13 @@ def moment(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 
-def _refuse_hopeless(state: Service, policy: Policy, world: World) -> None:
+def _refuse_hopeless(state: Service, policy: Policy, world: World, *, routed: bool) -> None:
     """Refuse at once what could only end in a time-out: all serve, and not one may be taken out."""
     total = len(state.upstreams)
     all_serve = len(available(state, world)) == total
     if all_serve and policy.order is Order.STOP_FIRST and policy.min_ready >= total:
+        start_first = 'Use order = "start_first" with a spare_dial, or set' if routed else "Set"
         raise ConflictError(
             f"{state.name} has {total} upstream(s) and min_ready is {policy.min_ready}: replacing one would "
-            f'leave {total - 1}. Use order = "start_first" with a spare_dial, or set min_ready = {total - 1}'
+            f"leave {total - 1}. {start_first} min_ready = {total - 1}"
         )

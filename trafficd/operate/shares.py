@@ -22,6 +22,7 @@ class ShareRequests(Requests):
 
     async def canary(self, percent: float, *, actor: str = "") -> None:
         """Give the upstreams of other versions than the stable one this share of the traffic."""
+        self._require_route("canary")
         least = 100 / self.section.slots
         if 0 < percent < least:
             raise InvalidError(
@@ -44,12 +45,15 @@ class ShareRequests(Requests):
 
     async def hold(self, *, actor: str = "") -> None:
         """Let requests wait at the proxy, with nobody behind it."""
+        self._require_route("hold")
         self._refuse_left(self.state)
         await self.engine.record(ev.Held(self.state.name, actor), lambda state: not state.held)
         await self.engine.routed_or_raise()
 
     async def release(self, *, actor: str = "") -> None:
         """Let waiting requests go."""
+        if not self.state.held:  # held while it still had a route, it must not stay so for ever
+            self._require_route("release")
         await self.engine.record(ev.Released(self.state.name, actor), lambda state: state.held)
         await self.engine.routed_or_raise()
 

@@ -25,6 +25,7 @@ class TieRequests(Requests):
                 )
             return not state.left
 
+        self._require_route("leave")
         if self.state.left:
             return
         await self.engine.record(ev.Left(self.state.name, actor), check)
@@ -36,6 +37,7 @@ class TieRequests(Requests):
 
     async def join(self, *, actor: str = "") -> None:
         """Steer the service again, after a leave."""
+        self._require_route("join")
         await self.engine.record(ev.Joined(self.state.name, actor), lambda state: state.left)
         await self.engine.routed_or_raise()
         try:
@@ -47,6 +49,7 @@ class TieRequests(Requests):
 
     async def begin_maintenance(self, reason: str, *, actor: str = "") -> None:
         """Let the proxy answer everything by itself, statically. Rollouts go on behind that."""
+        self._require_route("maintenance")
         self._refuse_left(self.state)
         try:
             dial = await self.ties.maintenance(self.state.name)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from trafficd.core import events as ev
 from trafficd.core.drain import DrainVerdict, Open
 from trafficd.core.model import Cut, Health, Order, Rollout, Service, StepKind, Task, Upstream
+from trafficd.core.place import address, worker
 from trafficd.core.routing import available, route
 from trafficd.errors import ConflictError, GateError, InvalidError, ProxyUnavailableError
 from trafficd.observe import drain, gate, open_on
@@ -31,8 +32,15 @@ class DrainReport:
 class UpstreamRequests(Requests):
     """Take upstreams out of traffic, put them back, add and remove them."""
 
-    async def add_upstream(self, name: str, dial: str, version: str | None, spare_dial: str | None) -> None:
-        """Add an upstream; it receives traffic after one good probe. Adding it again is no change."""
+    async def add_upstream(self, name: str, dial: str | None, version: str | None, spare_dial: str | None) -> None:
+        """Add an upstream; it receives traffic after one good probe. Adding it again is no change.
+
+        `dial` is None for a worker, and only for one.
+        """
+        self._refuse_dials(dial=dial, spare_dial=spare_dial)
+        if dial is None and self.section.routed:
+            raise InvalidError(f"dial: say at which address {name} is, as host:port")
+        dial = dial or worker(name)
         if dial == spare_dial:
             raise InvalidError(f"dial and spare_dial are both {dial}: old and new could not run side by side")
 
@@ -42,13 +50,13 @@ class UpstreamRequests(Requests):
                 return False
             if known is not None:
                 raise ConflictError(f"upstream {name!r} exists already; DELETE it first, or use another id")
-            if len(state.upstreams) >= self.section.slots:
+            if self.section.routed and len(state.upstreams) >= self.section.slots:
                 raise ConflictError(
                     f"service {state.name} has {self.section.slots} slots and as many upstreams; "
                     "raise `slots` in the configuration"
                 )
-            for address in filter(None, (dial, spare_dial)):
-                self._require_free(state, address)
+            for place in filter(None, (dial, spare_dial)):
+                self._require_free(state, place)
             return True
 
         await self.engine.record(ev.UpstreamAdded(self.state.name, name, dial, version, spare_dial), check)
@@ -68,7 +76,10 @@ class UpstreamRequests(Requests):
         await self.engine.routed_or_raise()
 
     async def drain(self, name: str, *, timeout: float | None, wait: bool, force: bool, actor: str = "") -> DrainReport:
-        """Take an upstream out of traffic and wait for what is open on it."""
+        """Take an upstream out of traffic and wait for what is open on it.
+
+        A worker is taken out of the count of those that are ready, so that `min_ready` guards the others.
+        """
         self._upstream(name)
         fresh = False
 
@@ -94,6 +105,8 @@ class UpstreamRequests(Requests):
         return report
 
     async def _emptied(self, dial: str, timeout: float | None, *, wait: bool) -> DrainReport:
+        if address(dial) is None:
+            return DrainReport(True, None, Cut())  # nobody calls a worker, and nothing is counted
         pool, rollout = self.engine.parts.pool, self.section.rollout
         limit = rollout.drain_timeout if timeout is None else timeout
         try:
@@ -107,6 +120,7 @@ class UpstreamRequests(Requests):
 
     async def ready(self, name: str, *, version: str | None, dial: str | None, wait: bool, actor: str = "") -> Upstream:
         """Put an upstream into traffic after its gate: the whole one when something new runs there."""
+        self._refuse_dials(dial=dial)
         upstream = self._upstream(name)
         if self._callers_turn(name) is not None:
             return await self._ready_in_rollout(name, version, dial, wait=wait)
@@ -153,7 +167,7 @@ class UpstreamRequests(Requests):
             )
         out = upstream.drained or upstream.serving is None
         stays = "stays out of traffic" if out else f"goes on with {upstream.version or 'what ran before'}"
-        raise GateError(f"{name} ({target}) did not pass its gate and {stays}: {failure}")
+        raise GateError(f"{_at(name, target)} did not pass its gate and {stays}: {failure}")
 
     async def _ready_already(self, upstream: Upstream, *, wait: bool) -> Upstream:
         """Nothing to change; where the probes hold it for down, wait for a good one."""
@@ -163,7 +177,7 @@ class UpstreamRequests(Requests):
             probe = self.engine.parts.probe
             failure = await gate(probe, dial, since=time.time(), min_healthy_time=0.0, deadline=deadline)
             if failure is not None:
-                raise GateError(f"{name} ({dial}): {failure}")
+                raise GateError(f"{_at(name, dial)}: {failure}")
             current = self._upstream(name)
             if current.drained or current.serving != dial:
                 raise ConflictError(f"{name} was taken out of traffic meanwhile; look at `trafficd status`")
@@ -237,6 +251,14 @@ class UpstreamRequests(Requests):
         begun = StepKind.SWAP in task.steps[: task.cursor] or (task.running and task.step.kind is StepKind.SWAP)
         return task if begun and StepKind.ADMIT not in task.steps[: task.cursor] else None
 
+    def _left_undone(self) -> str:
+        if not self.section.routed:
+            return "works. Make another one ready first, or repeat with force"
+        return (
+            "answers. Make another one ready first, or repeat with force: requests then wait at the proxy "
+            f"for up to {self.section.try_duration:g} s"
+        )
+
     def _refuse_last(self, state: Service, name: str, *, force: bool) -> None:
         world = self.engine.world()
         state = replace(state, held=False)  # who would answer, once released
@@ -247,10 +269,12 @@ class UpstreamRequests(Requests):
             ready = frozenset(u.id for u in state.upstreams.values() if u.serving and weights.get(u.serving))
         if ready == {name} and not force:
             raise ConflictError(
-                f"{name} is the last ready upstream of {state.name}; without it nobody answers. "
-                "Make another one ready first, or repeat with force: requests then wait at the proxy "
-                f"for up to {self.section.try_duration:g} s"
+                f"{name} is the last ready upstream of {state.name}; without it nobody {self._left_undone()}"
             )
+
+
+def _at(name: str, place: str) -> str:
+    return name if address(place) is None else f"{name} ({place})"
 
 
 def _report(verdict: DrainVerdict, count: Open | None, dial: str) -> DrainReport:

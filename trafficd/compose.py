@@ -1,0 +1,213 @@
+"""From a service's section to what runs it: pool, probe, driver, hooks, engine and operator.
+
+The daemon's adapters that all services share (Caddy's admin API, the journal, the runner of commands) are made here
+as well; everything else gets them handed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from proxy.admin import Admin
+from proxy.admin_pool import AdminPool
+from proxy.errors import ProxyError
+from proxy.install import prepare_root
+from proxy.pools import OpenCounts, SlotPool
+from proxy.slots import SlotDirectory
+from proxy.ways import ByAdmin, Way
+from trafficd.config import Config, ServiceSection
+from trafficd.core.addresses import holder
+from trafficd.core.place import Expected, expected, worker
+from trafficd.core.reconcile import Configured, reconcile, strangers
+from trafficd.engine import Engine, Parts
+from trafficd.errors import ConfigError
+from trafficd.health.command import CommandProbe
+from trafficd.health.probe import Check, HttpProbe
+from trafficd.link import Link, Linked
+from trafficd.operate import Operator
+from trafficd.ports import Driver, Pool
+from trafficd.store.sqlite import SqliteJournal
+from trafficd.swap.command import CommandDriver
+from trafficd.swap.external import ExternalDriver
+from trafficd.swap.hooks import Hooks
+from trafficd.swap.process import CommandRunner
+from trafficd.unrouted import NoPool
+from trafficd.ways import slots_root, static_answer, way_of
+
+log = logging.getLogger("trafficd.compose")
+
+
+@dataclass
+class Composer:
+    """Makes and closes what runs the services of one configuration."""
+
+    config: Config
+    admin: Admin
+    journal: SqliteJournal
+    link: Link
+    engines: dict[str, Engine] = field(default_factory=dict)
+    operators: dict[str, Operator] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._counts = OpenCounts(self.admin)
+        self._runner = CommandRunner(self.config.daemon.state_dir / "commands")
+        self._external = ExternalDriver()
+        self._pools: list[SlotPool | AdminPool | NoPool] = []
+        self._probes: list[HttpProbe | CommandProbe] = []
+
+    async def open(self) -> None:
+        """Mend the slots, fold the journal, and begin to probe and route. Raises `TrafficdError` or `ProxyError`."""
+        directories = await self._directories()
+        for name, section in self.config.services.items():
+            await self._open(name, section, directories.get(name))
+
+    async def close(self) -> None:
+        """Stop acting. Commands go on by themselves; the next daemon finds them."""
+        self._runner.leave()
+        for engine in self.engines.values():
+            await engine.stop()
+        for pool in self._pools:
+            await pool.aclose()
+        for probe in self._probes:
+            await probe.aclose()
+
+    async def _directories(self) -> dict[str, SlotDirectory]:
+        root = slots_root(self.config)
+        routed = {name: section for name, section in self.config.services.items() if section.routed}
+        found = {
+            n: SlotDirectory(root, n, section.slots) for n, section in routed.items() if section.control == "slots"
+        }
+        if routed:
+            for note in await asyncio.to_thread(prepare_root, root, list(found.values())):
+                log.warning("slots: %s", note)
+        return found
+
+    async def _open(self, name: str, section: ServiceSection, directory: SlotDirectory | None) -> None:
+        way = way_of(name, self.config, partial(self._weights, name)) if section.routed else None
+        pool = NoPool() if way is None else await self._pool(way, directory)
+        self._pools.append(pool)
+        engine = Engine(name, self._parts(name, section, pool))
+        await engine.load()
+        await self._reconcile(engine, section)
+        self.engines[name] = engine
+        if way is not None and not isinstance(pool, NoPool):
+            self.link.services[name] = Linked(way, section.restore, engine, pool, static_answer(section))
+        self.operators[name] = Operator(engine, section, self._external.replaced, self.link)
+        engine.start()
+
+    def _weights(self, name: str) -> Mapping[str, int]:
+        return self.engines[name].decide().weights
+
+    async def _pool(self, way: Way, directory: SlotDirectory | None) -> SlotPool | AdminPool:
+        if directory is not None:
+            slots = SlotPool(directory, self._counts, way)
+            await slots.open()
+            return slots
+        assert isinstance(way, ByAdmin), "without slots there is the admin API"
+        pool = AdminPool(self.admin, way, self._counts)
+        log.warning("%s: %s", way.route.service, pool.cost)
+        try:
+            await pool.open()
+        except ProxyError as error:
+            log.error("%s: what has traffic now is not known: %s", way.route.service, error)
+        return pool
+
+    async def _reconcile(self, engine: Engine, section: ServiceSection) -> None:
+        past = [entry.event for entry in await self.journal.load(engine.name)]
+        _refuse_other_kind(engine, section)
+        wanted = [Configured(u.id, u.dial or worker(u.id), u.version, u.spare_dial) for u in section.upstreams]
+        changes = reconcile(engine.state, past, wanted, routed=section.routed)
+        for note in changes.notes:
+            log.warning("%s: %s", engine.name, note)
+        for event in changes.events:
+            await engine.record(event)
+
+    def _parts(self, name: str, section: ServiceSection, pool: Pool) -> Parts:
+        probe = self._probe(name, section)
+        self._probes.append(probe)
+        return Parts(
+            pool=pool,
+            driver=self._driver(section),
+            probe=probe,
+            hook=Hooks(self._runner, name, section.hooks.argv, section.hooks.timeout),
+            journal=self.journal,
+            interval=section.health.interval,
+            rise=section.health.rise,
+            fall=section.health.fall,
+            min_healthy_time=section.rollout.min_healthy_time,
+            healthy_deadline=section.rollout.healthy_deadline,
+            foreign=partial(self._foreign, name),
+        )
+
+    def _foreign(self, service: str, dial: str) -> str | None:
+        """Whose of another service an address is, in words."""
+        states = (engine.state for name, engine in self.engines.items() if name != service)
+        found = ((state.name, holder(state, dial)) for state in states)
+        return next((f"upstream {upstream} of service {name}" for name, upstream in found if upstream), None)
+
+    def _probe(self, name: str, section: ServiceSection) -> HttpProbe | CommandProbe:
+        health = section.health
+        if health.command is None:
+            return HttpProbe(_check(section), verify=tls_context(name, section))
+
+        def runs(place: str) -> Expected | None:
+            return expected(self.engines[name].state, place)
+
+        return CommandProbe(name, health.command, health.timeout, runs)
+
+    def _driver(self, section: ServiceSection) -> Driver:
+        if section.swap.driver == "external":
+            return self._external
+        argv = {"swap": section.swap.command, "prepare": section.swap.prepare, "retire": section.swap.retire}
+        return CommandDriver(self._runner, argv.get)
+
+
+def _refuse_other_kind(engine: Engine, section: ServiceSection) -> None:
+    """A rollout under way names places of one kind, addresses or workers, and must end with that kind."""
+    live, names = engine.state.live, strangers(engine.state, routed=section.routed)
+    if live is not None and names:
+        raise ConfigError(
+            f"services.{engine.name}.route: rollout {live.id} began {'without' if section.routed else 'with'} "
+            f"addresses for {', '.join(names)}: put route back as it was until it has ended"
+        )
+
+
+def _check(section: ServiceSection) -> Check:
+    health = section.health
+    return Check(
+        path=health.path,
+        host=health.host or (section.hosts[0] if section.hosts and "*" not in section.hosts[0] else None),
+        headers=health.headers,
+        status=frozenset(health.status),
+        timeout=health.timeout,
+        tls=section.transport.tls,
+        server_name=section.transport.tls_server_name,
+    )
+
+
+def tls_context(name: str, section: ServiceSection) -> ssl.SSLContext | bool:
+    """How certificates of upstreams are verified. Raises `ConfigError`."""
+    if not section.transport.tls or section.transport.tls_insecure:
+        return False
+    try:
+        return ssl.create_default_context(cafile=section.transport.tls_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"services.{name}.transport.tls_ca: {section.transport.tls_ca}: {error}") from error
+
+
+def check_files(config: Config, others: Iterable[str] = ()) -> None:
+    """Read what the configuration only names: certificates, say. Raises `ConfigError` with all the faults, and with
+    `others` that were found elsewhere."""
+    faults = list(others)
+    for name, section in config.services.items():
+        try:
+            tls_context(name, section)
+        except ConfigError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError("\n".join(faults))
