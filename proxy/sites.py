@@ -55,10 +55,9 @@ class Sites:
         self._admin = admin
         self._book = SiteBook(book)
         self._changing = asyncio.Lock()
-        self._tried: tuple[str, list[Entry]] | None = None
-        self._faults: dict[str, str] = {}
+        self._refused: dict[Site, tuple[str, str]] = {}  # by Caddy: with which ETag, and why
 
-    async def list(self) -> list[Listed]:
+    async def listing(self) -> list[Listed]:
         """Every public name that Caddy answers for."""
         config, _ = await self._admin.config()
         return listed(config, await asyncio.to_thread(read_loaded, config))
@@ -121,7 +120,7 @@ class Sites:
     async def restore(self, services: Collection[str]) -> dict[str, str]:
         """Put back the sites of these services that Caddy's configuration has no longer; why one cannot be, by service.
 
-        What failed is not tried again before something has changed.
+        What Caddy refused is not offered to it again before its configuration or the certificate is another.
         """
         async with self._changing:
             book = await asyncio.to_thread(self._book.read)
@@ -129,31 +128,45 @@ class Sites:
             if not wanted:
                 return {}
             config, etag = await self._admin.config()
-            if self._tried != (etag, wanted):
-                self._faults = await self._put_back(config, wanted)
-                self._tried = (etag, wanted)
-            return self._faults
+            missing, notes = await self._missing(config, wanted)
+            offered = [site for site in missing if self._refused.get(site, ("", ""))[0] != etag]
+            try:
+                await self._put_all(offered)
+            except CaddyRefusedError:  # one of them is at fault, and the others are to be served
+                refused = {site: why for site in offered if (why := await self._put_alone(site))}
+                _, etag = await self._admin.config()
+                self._refused |= {site: (etag, why) for site, why in refused.items()}
+            notes += [(site, self._refused[site][1]) for site in missing if site in self._refused]
+            faults: dict[str, str] = {}
+            for at_fault, why in notes:
+                text = f"site {at_fault.name} is not in Caddy's configuration, and cannot be put back: {why}"
+                faults[at_fault.service] = "; ".join(filter(None, (faults.get(at_fault.service), text)))
+            return faults
 
-    async def _put_back(self, config: Json | None, wanted: Sequence[Entry]) -> dict[str, str]:
-        faults: dict[str, str] = {}
+    async def _missing(
+        self, config: Json | None, wanted: Sequence[Entry]
+    ) -> tuple[list[Site], list[tuple[Entry | Site, str]]]:
+        """What can be put back, and why the rest cannot."""
         missing: list[Site] = []
+        notes: list[tuple[Entry | Site, str]] = []
         for entry in wanted:
-            if not _present(config, entry):
-                try:
-                    site, _ = await self._checked(entry)
-                    site_config.put(config, site)
-                    missing.append(site)
-                except ProxyError as error:
-                    faults[entry.service] = _not_back(entry.name, error)
+            if _present(config, entry):
+                continue
+            try:
+                site, _ = await self._checked(entry)
+                site_config.put(config, site)
+                missing.append(site)
+            except ProxyError as error:
+                notes.append((entry, str(error)))
+        return missing, notes
+
+    async def _put_alone(self, site: Site) -> str:
+        """Put it back; why not, where Caddy refuses."""
         try:
-            await self._put_all(missing)
-        except CaddyRefusedError:
-            for site in missing:  # one of them is at fault, and the others are to be served
-                try:
-                    await self._put_all([site])
-                except CaddyRefusedError as error:
-                    faults[site.service] = _not_back(site.name, _explained(error, site))
-        return faults
+            await self._put_all([site])
+        except CaddyRefusedError as error:
+            return str(_explained(error, site))
+        return ""
 
     async def _put_all(self, sites: Sequence[Site]) -> None:
         def change(config: Json | None) -> Json:
@@ -163,6 +176,8 @@ class Sites:
 
         if sites and await self._admin.edit(change):
             log.warning("put back into Caddy's configuration: the sites %s", ", ".join(site.name for site in sites))
+        for site in sites:
+            self._refused.pop(site, None)
 
 
 def _by_name(entry: Entry) -> str:
@@ -196,10 +211,6 @@ def _explained(error: ProxyError, site: Site) -> ProxyError:
         f"{error}. Caddy reads {site.own.certificate} and {site.own.key} itself: its user must be able to, under these "
         "very paths"
     )
-
-
-def _not_back(name: str, error: ProxyError) -> str:
-    return f"site {name} is not in Caddy's configuration, and cannot be put back: {error}"
 
 
 def _warnings(site: Site, found: Certificate | None) -> list[str]:

@@ -23,8 +23,8 @@ from click.core import ParameterSource
 
 import trafficd
 from proxy.errors import ProxyError
+from trafficd import cli_site, daemon, show
 from trafficd import config as configuration
-from trafficd import daemon, show
 from trafficd.client import Client, Json, RefusedError, read_token
 from trafficd.errors import ConfigError, ConflictError, DaemonUnreachableError, TrafficdError
 from trafficd.listen import hand_over
@@ -389,6 +389,9 @@ def demo(fast: bool, as_json: bool) -> None:
 
     with exit_status():
         sys.exit(demonstration.main(fast=fast, as_json=as_json))
+
+
+cli_site.register(main, connected)
 
 
 def _name(text: str) -> str:

@@ -29,6 +29,7 @@ from proxy.handler import Route, Transport
 from proxy.install import prepare_root
 from proxy.pools import OpenCounts, SlotPool
 from proxy.server import CaddyServer
+from proxy.sites import Sites
 from proxy.slots import SlotDirectory
 from trafficd.api.app import build
 from trafficd.api.guard import Guard, read_token
@@ -72,6 +73,7 @@ class Daemon:
         self._journal = SqliteJournal(state / "journal.sqlite")
         self._admin = Admin(self.config.caddy.admin, timeout=self.config.caddy.timeout)
         self._counts = OpenCounts(self._admin)
+        self._sites = Sites(self._admin, state / "sites.json")
         self._runner = CommandRunner(state / "commands")
         self._external = ExternalDriver()
         self._caddy: CaddyServer | None = None
@@ -231,7 +233,7 @@ class Daemon:
             for name, section in self.config.services.items()
         }
         elsewhere = [section.slots_path for section in self.config.services.values() if section.slots_path]
-        return Link(self._admin, services, root, elsewhere[0] if elsewhere else None, self._caddy)
+        return Link(self._admin, services, root, elsewhere[0] if elsewhere else None, self._caddy, self._sites)
 
     async def _leave_caddy(self) -> None:
         if self._caddy is not None and self.stop_caddy:
@@ -261,7 +263,7 @@ class Daemon:
         guard = None
         if section.listen is not None and section.token_file is not None:
             guard = Guard(read_token(section.token_file), section.allowed_hosts, section.allowed_origins)
-        app = build(self._operators, self._journal, guard, self.reload)
+        app = build(self._operators, self._journal, guard, self.reload, self._sites)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE, handler_cancellation=False)
         await runner.setup()
         try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from proxy.errors import CaddyUnreachableError, ConfigConflictError, ProxyError
 from proxy.handler import Json, Route, present
 from proxy.install import install
 from proxy.server import CaddyServer
+from proxy.sites import Sites
 from trafficd.core import events as ev
 from trafficd.core.model import Service
 from trafficd.engine import Engine
@@ -57,6 +58,7 @@ class Link:
     root: Path
     root_in_caddy: str | None = None
     managed: CaddyServer | None = None
+    sites: Sites | None = None
     tried: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
@@ -76,6 +78,7 @@ class Link:
                 self._say(str(error))
             else:
                 self._say("")
+                await self._sites_back(self.services)
                 what = "our routes were written into Caddy's configuration" if written else "Caddy has our routes"
                 log.info("%s", what)
                 return
@@ -125,12 +128,23 @@ class Link:
         if restored := [name for name in missing if name not in lost]:
             log.error("somebody changed Caddy's configuration: written again: the routes of %s", ", ".join(restored))
             await self._install(restored)
+        faults = await self._sites_back([name for name in self.services if self.services[name].restore])
         for name, linked in self.services.items():
             if name in lost:
                 await self._lost(linked)
             else:
-                linked.engine.troubled("caddy", "")
-        return not missing
+                linked.engine.troubled("caddy", faults.get(name, ""))
+        return not missing and not faults
+
+    async def _sites_back(self, names: Collection[str]) -> Mapping[str, str]:
+        """Put back the sites of these services that are gone; why one cannot be, by service. The routes come first:
+        a site that Caddy refuses must not keep them out."""
+        if self.sites is None:
+            return {}
+        try:
+            return await self.sites.restore(names)
+        except ProxyError as error:
+            return dict.fromkeys(names, str(error))
 
     async def _lost(self, linked: Linked) -> None:
         name = linked.engine.name
@@ -167,5 +181,6 @@ class Link:
                 await caddy.start()
                 await self._install()
                 self._say("")
+                await self._sites_back(self.services)
             except ProxyError as error:
                 self._say(f"our Caddy was gone and is not serving again yet: {error}")

@@ -19,7 +19,7 @@ SHOP = "shop.test"
 
 
 def route(service: str = "web", **changes: Any) -> Route:
-    given = {"slots": 2, "hosts": ("web.test",), "tls": "auto"} | changes
+    given: Json = {"slots": 2, "hosts": ("web.test",), "tls": "auto"} | changes
     return Route(service, f"/var/lib/trafficd/slots/{service}/current", **given)
 
 

@@ -6,15 +6,14 @@ import asyncio
 import os
 import ssl
 from collections import Counter
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-import trustme
+from cryptography.hazmat.primitives import serialization as form
 
 from proxy.admin import Admin
+from proxy.admin_pool import AdminPool
 from proxy.errors import (
     AddressError,
     CaddyRefusedError,
@@ -26,98 +25,12 @@ from proxy.errors import (
 )
 from proxy.handler import Json, present, remove
 from proxy.install import install
-from proxy.pools import SlotPool
-from proxy.site_list import Listed, Tls
+from proxy.pools import OpenCounts
+from proxy.site_list import Tls
 from proxy.sites import Sites
 from tests.proxy.caddy import RealCaddy
+from tests.proxy.shop import SHOP, Shop
 from trafficd.demo.stage import free_ports
-
-SHOP = "shop.test"
-
-
-@dataclass
-class Pair:
-    """A certificate and its key in files."""
-
-    certificate: Path
-    key: Path
-    der: bytes
-
-    @property
-    def paths(self) -> tuple[str, str]:
-        return str(self.certificate), str(self.key)
-
-
-class Shop:
-    """A Caddy with TLS: the service "web" answers for web.test, and somebody else's route for theirs.test."""
-
-    def __init__(self, caddy: RealCaddy, directory: Path) -> None:
-        self.caddy, self.directory = caddy, directory
-        self.authority = trustme.CA()
-        self.sites = Sites(caddy.admin, directory / "sites.json")
-        self.pool: SlotPool
-
-    async def start(self) -> None:
-        config, etag = await self.caddy.admin.config()
-        (http_port,) = free_ports(1)
-        server = {"listen": [f"127.0.0.1:{self.caddy.port}"], "routes": [THEIRS]}
-        await self.caddy.admin.write(
-            {
-                **(config or {}),
-                "apps": {
-                    "http": {"http_port": http_port, "https_port": self.caddy.port, "servers": {"srv0": server}},
-                    # No test asks an authority elsewhere, nor puts one into this host's trust store.
-                    "tls": {"automation": {"policies": [{"issuers": [{"module": "internal"}]}]}},
-                    "pki": {"certificate_authorities": {"local": {"install_trust": False}}},
-                },
-            },
-            etag,
-        )
-        self.pool = await self.caddy.serve({"a": 1}, hosts=("web.test",), tls="auto")
-
-    def pair(self, *names: str, authority: trustme.CA | None = None, **options: Any) -> Pair:
-        """A new certificate for these names, in files of its own."""
-        leaf = (authority or self.authority).issue_cert(*names, **options)
-        stem = f"{names[0].replace('*', 'any')}-{os.urandom(4).hex()}"
-        certificate, key = self.directory / f"{stem}.pem", self.directory / f"{stem}.key"
-        certificate.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
-        key.touch(mode=0o600)
-        key.write_bytes(leaf.private_key_pem.bytes())
-        return Pair(certificate, key, ssl.PEM_cert_to_DER_cert(leaf.cert_chain_pems[0].bytes().decode()))
-
-    async def served(self, name: str) -> tuple[bytes, str]:
-        """The certificate that a client that asks for this name gets, and who answers."""
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        context.set_alpn_protocols(["http/1.1"])
-        reader, writer = await asyncio.wait_for(
-            asyncio.open_connection("127.0.0.1", self.caddy.port, ssl=context, server_hostname=name), 5
-        )
-        writer.write(f"GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
-        answer = await reader.read()
-        der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        writer.close()
-        return der, answer.rpartition(b"\r\n\r\n")[2].decode()
-
-    async def etag(self) -> str:
-        return (await self.caddy.admin.config())[1]
-
-    async def config(self) -> Json:
-        config, _ = await self.caddy.admin.config()
-        assert config is not None
-        return config
-
-    async def listed(self, name: str | None) -> Listed:
-        found = [one for one in await self.sites.list() if one.name == name]
-        assert len(found) == 1, found
-        return found[0]
-
-
-THEIRS: Json = {
-    "@id": "theirs",
-    "match": [{"host": ["theirs.test"]}],
-    "handle": [{"handler": "static_response", "body": "theirs"}],
-}
 
 
 @pytest.fixture
@@ -265,7 +178,7 @@ async def test_where_the_service_has_no_tls_the_name_has_none(
     writer.write(f"GET / HTTP/1.1\r\nHost: {SHOP}\r\nConnection: close\r\n\r\n".encode())
     assert (await reader.read()).endswith(b"a GET 0")
     writer.close()
-    assert {one.name: one.tls for one in await sites.list()} == {SHOP: Tls.OFF, (hosts or (None,))[0]: Tls.OFF}
+    assert {one.name: one.tls for one in await sites.listing()} == {SHOP: Tls.OFF, (hosts or (None,))[0]: Tls.OFF}
     await sites.remove(SHOP)
     assert (await caddy.admin.config())[0] == before
 
@@ -326,8 +239,6 @@ async def test_a_certificate_or_key_that_caddy_must_not_get(shop: Shop, tmp_path
 
 
 def _encrypted(pem: bytes) -> str:
-    from cryptography.hazmat.primitives import serialization as form
-
     key = form.load_pem_private_key(pem, None)
     return key.private_bytes(
         form.Encoding.PEM, form.PrivateFormat.PKCS8, form.BestAvailableEncryption(b"secret")
@@ -430,9 +341,9 @@ async def test_what_another_tool_writes_in_between_is_not_lost(shop: Shop, tmp_p
 async def test_additions_at_the_same_moment_are_all_there(shop: Shop) -> None:
     names = [f"s{number}.test" for number in range(5)]
     await asyncio.gather(*(shop.sites.add(name, "web", *shop.pair(name).paths) for name in names))
-    assert {one.name for one in await shop.sites.list() if one.managed_by == "site"} == set(names)
+    assert {one.name for one in await shop.sites.listing() if one.managed_by == "site"} == set(names)
     await asyncio.gather(*(shop.sites.remove(name) for name in names))
-    assert not [one for one in await shop.sites.list() if one.managed_by == "site"]
+    assert not [one for one in await shop.sites.listing() if one.managed_by == "site"]
 
 
 # -- with the service's own route --------------------------------------------------------------------------
@@ -496,7 +407,7 @@ async def test_sites_that_a_reload_forgot_are_put_back_all_but_the_bad_one(shop:
     assert "gone.test" in faults["web"]
     assert str(gone.key) in faults["web"]
     assert await shop.served(SHOP) == (kept.der, "a GET 0")
-    assert {one.name for one in await shop.sites.list() if one.managed_by == "site"} == {SHOP, "plain.test"}
+    assert {one.name for one in await shop.sites.listing() if one.managed_by == "site"} == {SHOP, "plain.test"}
     etag = await shop.etag()
     assert await again.restore(["web"]) == faults
     assert await shop.etag() == etag
@@ -516,23 +427,27 @@ async def test_of_sites_put_back_at_once_the_one_that_caddy_refuses_is_left_out(
     await shop.caddy.admin.write(config, etag)
 
     class Picky(Admin):
+        offered = 0
+
         async def write(self, config: Json, etag: str) -> None:
             if "bad.test" in str(config):
+                self.offered += 1
                 raise CaddyRefusedError("permission denied")
             await super().write(config, etag)
 
     admin = Picky(shop.caddy.server.admin_url)
-    faults = await Sites(admin, tmp_path / "sites.json").restore(["web"])
+    sites = Sites(admin, tmp_path / "sites.json")
+    faults = await sites.restore(["web"])
+    offered = admin.offered
+    again = await sites.restore(["web"])
     await admin.aclose()
+    assert (again, admin.offered) == (faults, offered), "it is not offered again and again"
     assert faults == {"web": faults["web"]}
     assert "site bad.test is not in Caddy's configuration" in faults["web"]
-    assert {one.name for one in await shop.sites.list() if one.managed_by == "site"} == {"good.test"}
+    assert {one.name for one in await shop.sites.listing() if one.managed_by == "site"} == {"good.test"}
 
 
 async def test_with_addresses_in_the_configuration_the_site_follows_them(shop: Shop) -> None:
-    from proxy.admin_pool import AdminPool
-    from proxy.pools import OpenCounts
-
     route = shop.caddy.route(hosts=("web.test",), tls="auto")
     pool = AdminPool(shop.caddy.admin, route, OpenCounts(shop.caddy.admin))
     await pool.install(shop.caddy.weights({"a": 1}))
@@ -549,7 +464,7 @@ async def test_with_addresses_in_the_configuration_the_site_follows_them(shop: S
 async def test_a_caddy_that_is_gone_is_said(tmp_path: Path) -> None:
     admin = Admin("http://127.0.0.1:9", timeout=1.0)
     sites = Sites(admin, tmp_path / "sites.json")
-    for attempt in (sites.list(), sites.add(SHOP, "web"), sites.remove(SHOP)):
+    for attempt in (sites.listing(), sites.add(SHOP, "web"), sites.remove(SHOP)):
         with pytest.raises(ProxyError, match="cannot be reached"):
             await attempt
     await admin.aclose()
