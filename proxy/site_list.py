@@ -88,6 +88,8 @@ def read_loaded(config: Json | None) -> list[Loaded]:
 
 def _read(place: str, entry: Json, pem: bytes | None) -> Loaded:
     tags = tuple(str(tag) for tag in entry.get("tags") or [])
+    if pem is None and not place.startswith("/"):
+        return Loaded(place, tags, None, "a path from Caddy's own directory, which is not known here")
     try:
         return Loaded(place, tags, certificates.read(place) if pem is None else certificates.parse(pem, place))
     except CertificateError as error:
