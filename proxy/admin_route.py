@@ -32,7 +32,7 @@ from typing import Any
 
 from proxy import table
 from proxy.errors import CaddyRefusedError
-from proxy.handler import Json, Route, assemble, put_route
+from proxy.handler import Json, Route, assemble, follow, put_route
 from proxy.model import Table, stream_alias
 
 _EMPTY = "http.vars.trafficd"  # nobody sets it, and Caddy takes a variable that is not set as empty text
@@ -124,6 +124,7 @@ def _handle(config: Json, route: Route, addresses: Table) -> None:
             "reloaded or restarted without it. Nothing was changed, and requests go wherever Caddy now sends them"
         )
     found["handle"] = build_admin_route(route, addresses)["handle"]
+    follow(config["apps"]["http"]["servers"], route.service, found["handle"])
 
 
 def _find(config: Json | None, route: Route) -> Json | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from proxy.candidates import Candidate, Path, in_own_route, path_text, with_slots
 from proxy.errors import CaddyRefusedError
-from proxy.handler import Json, Route
+from proxy.handler import Json, Route, let_sites_follow
 from proxy.translate import translate
 
 _EVEN = ("round_robin", "weighted_round_robin")
@@ -66,6 +66,7 @@ def leave(config: Json | None, route: Route, dials: Mapping[str, int]) -> Json:
     edited: Json = copy.deepcopy(config) if config else {}
     for candidate in (*with_slots(config, route), *in_own_route(config, route)):
         _leave_handler(_at(edited, candidate.path), route, weights)
+    let_sites_follow(edited, route)
     return edited
 
 

@@ -60,7 +60,7 @@ class _Around:
 
     def inside(self, place: Json) -> _Around:
         ids = (str(place["@id"]), *self.ids) if place.get("@id") else self.ids
-        return _Around(self.server, self.listen, ids, _narrowed(self.hosts, _matched_hosts(place)))
+        return _Around(self.server, self.listen, ids, narrowed(self.hosts, matched_hosts(place)))
 
 
 def path_text(path: Path) -> str:
@@ -122,7 +122,7 @@ def _array(value: Any) -> list[Any]:
 # -- hosts ---------------------------------------------------------------------------------------------
 
 
-def _matched_hosts(place: Json) -> tuple[str, ...]:
+def matched_hosts(place: Json) -> tuple[str, ...]:
     """The hosts a route is limited to; none unless each of its alternatives names some."""
     if "handle" not in place:
         return ()  # not a route: response matchers, for one, are called `match` too
@@ -132,7 +132,7 @@ def _matched_hosts(place: Json) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(host).lower() for hosts in named for host in hosts))
 
 
-def _narrowed(outer: tuple[str, ...], inner: tuple[str, ...]) -> tuple[str, ...]:
+def narrowed(outer: tuple[str, ...], inner: tuple[str, ...]) -> tuple[str, ...]:
     """The hosts that get through both."""
     if not outer or not inner:
         return outer or inner

@@ -37,3 +37,15 @@ class SlotError(ProxyError):
 
 class SlotsNotResolvedError(ProxyError):
     """Caddy does not resolve our slots: other files, no permission, or another mount."""
+
+
+class CertificateError(ProxyError, ValueError):
+    """A certificate or key that must not be given to Caddy: unreadable, not a pair, expired, for other names."""
+
+
+class SiteRefusedError(ProxyError):
+    """A public name that cannot be added or removed, given what Caddy's configuration has."""
+
+
+class SiteBookError(ProxyError):
+    """The file that remembers the sites cannot be read or written."""

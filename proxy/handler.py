@@ -26,6 +26,7 @@ Json = dict[str, Any]
 
 SERVER = "trafficd"
 PROBE_ID = "trafficd_probe"  # no service's id: those begin with "trafficd-"
+SITE_ID = "trafficd-site:"  # then the service's name, a colon, the public name; no service's name has a colon
 _NOTHING: list[Json] = [{"not": [{}]}]  # no request matches the negation of a matcher that all match
 _UPGRADE: list[Json] = [
     {
@@ -247,8 +248,29 @@ def put_route(config: Json, route: Route) -> None:
             present[index] = built
             break
     else:
-        present.insert(_place(present, route), built)
+        present.insert(place(present, route.hosts), built)
     _set_automatic_https(server, route)
+    follow(servers, route.service, built["handle"])
+
+
+def follow(servers: Json, service: str, handle: Any) -> None:
+    """Let the sites of a service (`proxy.site_config`) be answered as its route is: they are copies of it."""
+    for existing in _site_routes(servers, service):
+        existing["handle"] = copy.deepcopy(handle)
+
+
+def let_sites_follow(config: Json, route: Route) -> None:
+    """`follow` the service's route as it stands in the configuration, in place."""
+    servers = config.get("apps", {}).get("http", {}).get("servers", {})
+    for server in servers.values():
+        for existing in server.get("routes") or []:
+            if existing.get("@id") == route.id:
+                follow(servers, route.service, existing["handle"])
+
+
+def _site_routes(servers: Json, service: str) -> list[Json]:
+    routes = (route for server in servers.values() for route in server.get("routes") or [])
+    return [route for route in routes if str(route.get("@id", "")).startswith(f"{SITE_ID}{service}:")]
 
 
 def _new_server(route: Route) -> Json:
@@ -294,12 +316,12 @@ def listen_key(address: str) -> str:
     return f"{'' if host in ('0.0.0.0', '[::]') else host}:{port}"
 
 
-def _place(present: list[Json], route: Route) -> int:
+def place(present: list[Json], hosts: Collection[str]) -> int:
     """Exact hosts first, then wildcards, then whoever takes any host; after the earlier ones of a kind of ours."""
-    if not route.hosts:
+    if not hosts:
         return len(present)
-    rank = _rank(list(route.hosts))
-    before = [i for i, r in enumerate(present) if _is_ours(r) and _rank(_hosts(r)) <= rank]
+    rank = _rank(hosts)
+    before = [i for i, r in enumerate(present) if _is_ours(r) and _rank(hosts_of(r)) <= rank]
     return before[-1] + 1 if before else 0
 
 
@@ -308,11 +330,12 @@ def _is_ours(route: Json) -> bool:
     return name.startswith("trafficd-") or name == PROBE_ID
 
 
-def _hosts(route: Json) -> list[str]:
-    return [host for matcher in route.get("match", []) for host in matcher.get("host", [])]
+def hosts_of(route: Json) -> list[str]:
+    """The hosts that a route's own matchers name."""
+    return [host for matcher in route.get("match") or [] for host in matcher.get("host") or []]
 
 
-def _rank(hosts: list[str]) -> int:
+def _rank(hosts: Collection[str]) -> int:
     if not hosts:
         return 2
     return 1 if any(host.startswith("*") for host in hosts) else 0
@@ -357,13 +380,16 @@ def _take_out(servers: Json, ids: Collection[str], but: str | None = None) -> No
 
 
 def present(config: Json | None, route: Route) -> bool:
-    """Whether the configuration has this very route, in a server that listens where it is to."""
+    """Whether the configuration has this very route, in a server that listens where it is to, and the service's
+    sites are answered as it is."""
     servers = (config or {}).get("apps", {}).get("http", {}).get("servers", {})
+    built = build_route(route)
     for server in servers.values():
         for existing in server.get("routes", []):
             if existing.get("@id") == route.id:
                 listening = {listen_key(address) for address in server.get("listen", [])}
-                return {listen_key(a) for a in route.listen} <= listening and existing == build_route(route)
+                follows = all(site["handle"] == built["handle"] for site in _site_routes(servers, route.service))
+                return {listen_key(a) for a in route.listen} <= listening and existing == built and follows
     return False
 
 

@@ -68,7 +68,7 @@ def _canonical(host: str, text: str) -> str:
         address = ipaddress.ip_address(inner)
     except ValueError:
         address = None
-    if address is None and not bracketed and _is_host_name(host.lower()):
+    if address is None and not bracketed and is_host_name(host.lower()):
         return host.lower()
     if address is None or (address.version == 6) is not bracketed:
         raise AddressError(
@@ -84,7 +84,7 @@ def _canonical(host: str, text: str) -> str:
     return str(address)
 
 
-def _is_host_name(host: str) -> bool:
+def is_host_name(host: str) -> bool:
     labels = host.split(".")
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         return False

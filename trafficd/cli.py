@@ -25,8 +25,8 @@ from click.core import ParameterSource
 import trafficd
 from proxy.admin import Admin
 from proxy.errors import ProxyError
+from trafficd import cli_site, daemon, preview, show
 from trafficd import config as configuration
-from trafficd import daemon, preview, show
 from trafficd.api.views import preview_view
 from trafficd.client import Client, Json, RefusedError, read_token
 from trafficd.errors import ConfigError, ConflictError, DaemonUnreachableError, TrafficdError
@@ -463,6 +463,9 @@ def demo(fast: bool, as_json: bool) -> None:
 
     with exit_status():
         sys.exit(demonstration.main(fast=fast, as_json=as_json))
+
+
+cli_site.register(main, connected)
 
 
 def _name(text: str) -> str:

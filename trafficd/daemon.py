@@ -23,6 +23,7 @@ from aiohttp import web
 from proxy.admin import Admin
 from proxy.errors import ProxyError
 from proxy.server import CaddyServer
+from proxy.sites import Sites
 from trafficd.api.app import build
 from trafficd.api.guard import Guard, read_token
 from trafficd.compose import Composer, check_files
@@ -57,8 +58,9 @@ class Daemon:
         self._lock = StateLock(state)
         self._journal = SqliteJournal(state / "journal.sqlite")
         self._admin = Admin(caddy.admin, timeout=caddy.timeout)
+        self._sites = Sites(self._admin, state / "sites.json")
         self._caddy = CaddyServer(state / "caddy", caddy.admin) if caddy.managed else None
-        self._link = Link(self._admin, slots_root(self.config), caddy.slots_path, self._caddy)
+        self._link = Link(self._admin, slots_root(self.config), caddy.slots_path, self._caddy, self._sites)
         self._composer = Composer(self.config, self._admin, self._journal, self._link)
 
     async def run(self) -> None:
@@ -175,7 +177,7 @@ class Daemon:
         return Guard(read_token(section.token_file), section.allowed_hosts, section.allowed_origins)
 
     async def _serve(self, guard: Guard | None) -> web.AppRunner:
-        app = build(self._composer.operators, self._journal, guard, self)
+        app = build(self._composer.operators, self._journal, guard, self, self._sites)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE, handler_cancellation=False)
         await runner.setup()
         for place, listener in self.sockets.items():

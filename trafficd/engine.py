@@ -61,12 +61,14 @@ class Trouble:
     """What keeps the engine from acting now, in words; empty when nothing does."""
 
     proxy: str = ""  # the routing cannot be written
-    caddy: str = ""  # Caddy cannot be reached
+    caddy: str = ""  # Caddy cannot be reached, or the service is not in its configuration
+    sites: str = ""  # a site of the service cannot be put back
+    counts: str = ""  # what is open cannot be counted
     journal: str = ""
     bug: str = ""
 
     def lines(self) -> list[str]:
-        return [line for line in (self.proxy, self.caddy, self.journal, self.bug) if line]
+        return [line for line in (self.proxy, self.caddy, self.sites, self.counts, self.journal, self.bug) if line]
 
 
 @dataclass

@@ -14,7 +14,7 @@ import asyncio
 import copy
 import logging
 import time
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from proxy.install import Installed, free_port, install
 from proxy.maintenance import StaticAnswer
 from proxy.pools import SlotPool
 from proxy.server import CaddyServer
+from proxy.sites import Sites
 from proxy.ways import Adopted, Way
 from trafficd.core import events as ev
 from trafficd.core.model import Service
@@ -67,6 +68,7 @@ class Link:
     root: Path
     root_in_caddy: str | None = None
     managed: CaddyServer | None = None
+    sites: Sites | None = None
     services: dict[str, Linked] = field(default_factory=dict)
     tried: asyncio.Event = field(default_factory=asyncio.Event)
     _unfit: str | None = None  # the process of Caddy that was proved unfit
@@ -101,6 +103,7 @@ class Link:
             except (CaddyUnreachableError, ConfigConflictError) as error:
                 self._say(str(error))
             else:
+                await self._sites_back()
                 return
             finally:
                 self.tried.set()
@@ -173,7 +176,21 @@ class Link:
         for name, one in self.services.items():
             if one.engine.state.maintenance is not None and not maintenance.present(config):
                 await self.maintenance(name)
-        return not missing
+        return await self._sites_back() and not missing
+
+    async def _sites_back(self) -> bool:
+        """Put back the sites that are gone; whether all are there. The routes come first: a site that Caddy refuses
+        must not keep them out."""
+        names = [name for name, one in self.services.items() if one.restore and not one.engine.state.left]
+        faults: Mapping[str, str] = {}
+        if self.sites is not None:
+            try:
+                faults = await self.sites.restore(names)
+            except ProxyError as error:
+                faults = dict.fromkeys(names, str(error))
+        for name, one in self.services.items():
+            one.engine.troubled("sites", faults.get(name, ""))
+        return not faults
 
     async def _try(self, names: Set[str]) -> None:
         """Install these; but where this Caddy was proved unfit, not again: each attempt is a change of its

@@ -38,6 +38,14 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def listing(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A plain table."""
+    table = _table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    return _render(table)
+
+
 def services(found: Sequence[Json]) -> str:
     """All services, a table each."""
     if not found:

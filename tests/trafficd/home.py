@@ -20,6 +20,7 @@ from aiohttp import web
 from jsonschema import Draft202012Validator
 from yarl import URL
 
+from proxy.sites import Sites
 from tests.trafficd.fakes import FakeDriver, FakePool, FakeProbe, FakeTies, FlakyJournal, no_hook
 from trafficd.api.app import build
 from trafficd.api.guard import Guard
@@ -110,6 +111,7 @@ class Home:
         self.probe, self.driver, self.external = FakeProbe(), FakeDriver(), ExternalDriver()
         self.ties = FakeTies()
         self.socket = directory / "sock"
+        self.sites: Sites | None = None
         self.engines: dict[str, Engine] = {}
         self.operators: dict[str, Operator] = {}
         self.port = 0
@@ -129,7 +131,7 @@ class Home:
         await self.journal.open()
         for name, service in self.sections.items():
             await self._open(name, service)
-        app = build(self.operators, self.journal, self.guard)
+        app = build(self.operators, self.journal, self.guard, sites=self.sites)
         self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2, handler_cancellation=False)
         await self.runner.setup()
         await web.UnixSite(self.runner, str(self.socket)).start()

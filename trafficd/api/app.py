@@ -12,10 +12,12 @@ import orjson
 from aiohttp import web
 
 import trafficd
+from proxy.sites import Sites
 from trafficd.api import guard as guarding
 from trafficd.api import idempotency, schema, views
 from trafficd.api.endpoints import BODY_LIMIT, Endpoint, answer, openapi, part, read
 from trafficd.api.problems import problems
+from trafficd.api.sites import SiteApi
 from trafficd.api.stream import OPEN, cut_streams, stream
 from trafficd.config import RolloutOverrides
 from trafficd.core.events import RolloutStarted
@@ -53,6 +55,7 @@ class Api:
     operators: Mapping[str, Operator]
     journal: SqliteJournal
     upkeep: Upkeep | None = None
+    sites: Sites | None = None
     started_at: float = field(default_factory=time.time)
 
     # -- services --------------------------------------------------------------------------------------
@@ -404,6 +407,7 @@ class Api:
                      schema.Nothing, 202, (409, 422)),
             Endpoint("GET", "/healthz", "Is the daemon well?", self.healthz, schema.HealthView, ill=503),
             Endpoint("GET", "/openapi.json", "This document", self.openapi),
+            *SiteApi(self.operators, self.sites).endpoints(),
         ]  # fmt: skip
 
 
@@ -429,9 +433,10 @@ def build(
     journal: SqliteJournal,
     guard: guarding.Guard | None,
     upkeep: Upkeep | None = None,
+    sites: Sites | None = None,
 ) -> web.Application:
     """The application, ready for a runner."""
-    api = Api(operators, journal, upkeep)
+    api = Api(operators, journal, upkeep, sites)
     app = web.Application(
         middlewares=[problems, guarding.middleware(guard), idempotency.middleware(journal), problems],
         client_max_size=BODY_LIMIT,
