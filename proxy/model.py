@@ -88,7 +88,8 @@ def is_host_name(host: str) -> bool:
     labels = host.split(".")
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         return False
-    return not labels[-1].isdigit()  # "10.0.0" and "999.1.1.1" are mistyped addresses
+    # "10.0.0" and "999.1.1.1" are mistyped addresses, and "0x7f000001" is another spelling of one (WHATWG URL, 4.3).
+    return not re.fullmatch(r"\d+|0x[0-9a-f]*", labels[-1])
 
 
 def join(host: str, port: int) -> str:

@@ -67,12 +67,12 @@ class CaddyServer:
         return int(pid) if start_time(int(pid)) == started else None
 
     async def start(self) -> bool:
-        """Start it, unless it runs already; returns when its admin API answers. Whether it was started.
+        """Start it, unless it runs already, and wait until its admin API answers; whether it was started. For one that
+        runs already nobody waits: it may hang, and there are things to do that do not need it.
 
         Raises `CaddyStartError`.
         """
         if self.pid() is not None:
-            await self._answering()
             return False
         self._make_home()
         await self._refuse_stranger()

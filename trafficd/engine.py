@@ -308,9 +308,14 @@ class Engine:
         try:
             await asyncio.wait_for(asyncio.shield(self._late), _PATIENCE)
         except (TrafficdError, TimeoutError) as error:
-            reason = str(error) or "the disk does not answer"
-            return f"the abort is in force but not in the journal yet: {reason}"
+            return self.unjournalled(str(error))
         return None
+
+    def unjournalled(self, reason: str = "") -> str | None:
+        """What is in force and not in the journal yet, in words; None where all is."""
+        if not self._unwritten:
+            return None
+        return f"the abort is in force but not in the journal yet: {reason or 'the disk does not answer'}"
 
     async def _write_late(self) -> None:
         async with self._recording:

@@ -18,7 +18,8 @@ from trafficd.api.problems import Handler, problem
 from trafficd.errors import ConfigError
 
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
-OPEN = frozenset({"/healthz"})  # says nothing worth a token
+OPEN = frozenset({"/healthz"})  # also without a token, and then says no more than whether all is well
+STRANGER = "trafficd.stranger"  # set on a request over TCP that brought no token
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,11 @@ class Guard:
         if origin is not None and origin not in self.origins:
             detail = f"Origin {origin!r} is not allowed; add it to daemon.allowed_origins"
             return problem(request, 403, "Forbidden", detail)
-        if request.path in OPEN:
-            return None
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer" and hmac.compare_digest(_bytes(given.strip()), _bytes(self.token)):
+            return None
+        if request.path in OPEN:
+            request[STRANGER] = True
             return None
         answer = problem(
             request, 401, "Unauthorized", "send the daemon's token as Authorization: Bearer TOKEN (--token-file)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,7 +35,7 @@ _HANDLERS_OWN = {  # keys that mean nothing where the handler is somebody else's
 
 
 class DaemonSection(Section):
-    state_dir: File = Path("/var/lib/trafficd")
+    state_dir: Annotated[File, AfterValidator(values.state_dir)] = Path("/var/lib/trafficd")
     socket: Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)] = Path(DEFAULT_SOCKET)
     listen: Annotated[str, AfterValidator(values.listen)] | None = None
     token_file: File | None = None
@@ -55,6 +56,15 @@ class CaddySection(Section):
     managed: bool = False
     timeout: Positive = 5.0
     slots_path: Annotated[str, AfterValidator(values.plain_path)] | None = None
+
+    @classmethod
+    def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
+        address = given.get("admin", "")
+        if given.get("managed") is True and isinstance(address, str) and not address.startswith("unix://"):
+            if address.startswith("https://"):
+                yield ("admin",), "a Caddy of our own (managed = true) speaks no TLS there; write http://"
+            elif address and not re.search(r":\d+/?$", address.removeprefix("http:")):
+                yield ("admin",), f"{address!r}: a Caddy of our own (managed = true) has to be told the port"
 
 
 class UpstreamSection(Section):

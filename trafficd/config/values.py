@@ -120,7 +120,9 @@ def admin(text: str) -> str:
     network = re.fullmatch(r"https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?/?", text, re.ASCII)
     if not network and not re.fullmatch(r"unix://(/[^\s{}|?#]+)", text):
         raise ValueError(f'{text!r} is neither like "http://127.0.0.1:2019" nor like "unix:///run/caddy/admin.sock"')
-    return text
+    if network and int((network[2] or ":0")[1:]) > 65535:
+        raise ValueError(f"{text!r}: a port is at most 65535")
+    return text.rstrip("/") if network else text
 
 
 def plain_path(text: str) -> str:
@@ -128,6 +130,16 @@ def plain_path(text: str) -> str:
     if not re.fullmatch(r"/[^{}*\x00-\x1f]*", text) or ".." in text.split("/"):
         raise ValueError(f'{text!r} must be an absolute path without braces, "*" and ".."')
     return text.rstrip("/") or "/"
+
+
+def state_dir(path: Path) -> Path:
+    """A directory whose slots Caddy can read: their path stands inside a placeholder."""
+    if any(character in '{}\\"' or ord(character) < 32 for character in str(path)):
+        raise ValueError(
+            f"{str(path)!r} must be without braces, quotes, backslashes and control characters: Caddy reads the slots "
+            "in it inside a placeholder"
+        )
+    return path
 
 
 def _argv(value: list[str]) -> list[str]:

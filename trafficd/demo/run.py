@@ -184,7 +184,7 @@ async def play(pace: Pace, say: Callable[[str], None]) -> Verdict:
         return Verdict(reports, sockets, rollout)
     finally:
         say("cleaning up")
-        await stage.aclose()
+        await stage.aclose()  # whoever is interrupting hears of the first time only: see _until_signal
 
 
 def _deploy(stage: Stage, say: Callable[[str], None]) -> Json:
@@ -201,11 +201,20 @@ def _deploy(stage: Stage, say: Callable[[str], None]) -> Json:
 
 
 async def _until_signal(pace: Pace, say: Callable[[str], None]) -> Verdict | None:
-    """Play, or clean up at the first SIGINT or SIGTERM; None then."""
+    """Play, or clean up at the first SIGINT, SIGTERM or SIGHUP; None then. Further ones are not heard: they would
+    leave behind what is just being ended."""
     playing = asyncio.ensure_future(play(pace, say))
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, playing.cancel)
+    heard = False
+
+    def interrupt() -> None:
+        nonlocal heard
+        if not heard:
+            heard = True
+            playing.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, interrupt)
     with contextlib.suppress(asyncio.CancelledError):
         return await playing
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -129,6 +130,7 @@ slots = {self.slots}
         with (self.directory / "daemon.log").open("ab") as log:
             self.daemon = subprocess.Popen(
                 [sys.executable, "-m", "trafficd", "run", "--config", str(self.config)],
+                env={name: value for name, value in os.environ.items() if not name.startswith("TRAFFICD_")},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

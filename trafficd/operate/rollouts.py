@@ -121,7 +121,7 @@ class RolloutRequests(Requests):
         Raises `ProxyUnavailableError` where traffic could not be moved; the engine goes on trying.
         """
         rollout = self._live(rollout_id)
-        warning = None
+        warning = self.engine.unjournalled()
         if rollout.abort is None or rollout.abort.revert != revert:
             event = ev.AbortRequested(self.state.name, rollout_id, revert, actor)
             warning = await self.engine.record_first_in_line(event)
