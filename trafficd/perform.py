@@ -20,7 +20,7 @@ from trafficd.core.model import (
     StepRecord,
     Task,
 )
-from trafficd.core.plan import ending
+from trafficd.core.revert import ending
 from trafficd.observe import drain, gate
 from trafficd.ports import Driver, Outcome, Pool, Probe, Swap
 
