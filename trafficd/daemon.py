@@ -198,6 +198,7 @@ class Daemon:
             fall=section.health.fall,
             min_healthy_time=section.rollout.min_healthy_time,
             healthy_deadline=section.rollout.healthy_deadline,
+            terms=section.terms,
         )
 
     def _driver(self, section: ServiceSection) -> Driver:

@@ -23,6 +23,7 @@ from trafficd.core.health import Pulse
 from trafficd.core.machine import advance, fold
 from trafficd.core.model import Gating, Health, Rollout, Service, StepKey, StepRecord, Upstream, Wait, World
 from trafficd.core.plan import Decision, decide
+from trafficd.core.queue import Terms
 from trafficd.errors import ProxyUnavailableError, TrafficdError
 from trafficd.observe import HealthMonitor, gate
 from trafficd.perform import Done, Hands, RunHook, describe, perform
@@ -30,7 +31,7 @@ from trafficd.ports import Driver, Entry, Journal, Outcome, Pool, Probe
 
 log = logging.getLogger("trafficd.engine")
 
-_TICK = 1.0  # s between decisions while a rollout is live, for the waits that only time can end
+_TICK = 1.0  # s between decisions while a rollout is live or pending, for the waits that only time can end
 _RETRY = 0.5  # s before a failed write (slots, journal) is tried again
 _AFTER_BUG = 60.0  # s before a decision is tried again that would have broken an invariant
 _PATIENCE = 2.0  # s that whoever aborts is kept waiting for the journal
@@ -50,6 +51,7 @@ class Parts:
     fall: int
     min_healthy_time: float
     healthy_deadline: float
+    terms: Terms  # the policy of a rollout that was queued, once it begins
     on_entry: Callable[[Entry], None] = lambda entry: None
 
 
@@ -162,7 +164,8 @@ class Engine:
                 await asyncio.sleep(_RETRY)
                 continue
             if not busy:
-                await self._sleep(_TICK if self.state.live is not None or self.trouble.lines() else None)
+                waiting = self.state.live is not None or self.state.pending is not None
+                await self._sleep(_TICK if waiting or self.trouble.lines() else None)
 
     async def _sleep(self, timeout: float | None) -> None:
         """Sleep until something changes, at most `timeout` seconds."""
@@ -178,7 +181,7 @@ class Engine:
         return World(health=self.monitor.health(), shares=self.parts.pool.shares())
 
     def decide(self) -> Decision:
-        return decide(self.state, self.world(), time.time())
+        return decide(self.state, self.world(), time.time(), self.parts.terms)
 
     async def step(self) -> bool:
         """One turn of the loop; whether there is more to decide at once."""
@@ -365,6 +368,7 @@ class Engine:
                 async with self._recording:
                     await self._append(event)
                     self._steps.pop(key, None)
+                    self._resumed -= {key}  # the next rollout may have a step of this name
                 break
             except TrafficdError as error:
                 self.troubled("journal", str(error))

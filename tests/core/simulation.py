@@ -197,10 +197,9 @@ class Simulation:
         assert rollout is not None
         for key in sorted(keys, key=str):
             tasks = rollout.forward if key.direction is Direction.FORWARD else rollout.revert
-            if key.kind is StepKind.SWAP and key.upstream in tasks:
-                dial = tasks[key.upstream].new_dial
-                if dial is not None:
-                    self.fleet.start(dial, "half of one")
+            task = tasks.get(key.upstream or "")
+            if key.kind is StepKind.SWAP and task is not None and task.new_dial is not None:
+                self.fleet.start(task.new_dial, "half of one")
             self.record(
                 ev.StepEnded(
                     self.service.name,

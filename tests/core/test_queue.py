@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ from trafficd.core.model import (
 from trafficd.core.plan import Decision
 from trafficd.core.queue import given_up, supersedable, waits
 
-PLAIN: dict[str, object] = {"hooks": (), "prepares": False}
+PLAIN: dict[str, Any] = {"hooks": (), "prepares": False}
 
 
 def versions(sim: Simulation) -> dict[str, str | None]:
@@ -356,7 +357,7 @@ def test_an_abort_of_the_one_that_stops_goes_first() -> None:
 def test_whatever_the_order_an_abort_and_the_word_to_stop_come_to_the_same() -> None:
     sim = half_done()
     queue(sim, supersede=True)
-    events = [ev.Superseded("web", "r1", "r2"), ev.AbortRequested("web", "r1", actor="eve")]
+    events: list[ev.Event] = [ev.Superseded("web", "r1", "r2"), ev.AbortRequested("web", "r1", actor="eve")]
     states = []
     for order in (events, events[::-1]):
         other = half_done()
@@ -501,7 +502,7 @@ def _act(sim: Simulation, action: str, data: st.DataObject, count: int) -> None:
             order = data.draw(st.sampled_from(Order)).value
             supersede = action == "supersede" and live is not None and supersedable(live)
             limits = {**_limits(data, count), "order": order, "retires": True}
-            queue(sim, version, f"r{number}", supersede=supersede, **limits)  # type: ignore[arg-type]
+            queue(sim, version, f"r{number}", supersede=supersede, **limits)
         case "freeze" | "thaw":
             sim.record(ev.Frozen("web", "Friday night") if action == "freeze" else ev.Thawed("web"))
         case "give up" if pending is not None:
