@@ -11,6 +11,7 @@ works must not wait for a disk.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -169,10 +170,10 @@ class Engine:
 
     async def _sleep(self, timeout: float | None) -> None:
         """Sleep until something changes, at most `timeout` seconds."""
-        try:
-            await asyncio.wait_for(self._wake.wait(), timeout)
-        except TimeoutError:
-            return
+        # Not `wait_for`: in Python 3.11 it swallows a cancellation that comes with the wake, and `stop` waits for ever.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._wake.wait()
 
     # -- deciding --------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 
 from tests.trafficd.conftest import Begin
 from tests.trafficd.home import A, Answer, B, C, Home, Json, section
-from tests.trafficd.test_cli import only_json, program, trafficd
+from tests.trafficd.test_cli import only_json, trafficd
 from tests.trafficd.test_rollouts import half_done, in_swap
 from tests.trafficd.test_stream import events, stream
 from trafficd.config import RolloutOverrides
@@ -358,7 +357,6 @@ def test_overrides_are_journalled_as_asked() -> None:
 
 async def test_it_takes_over_from_where_things_stand(home: Home) -> None:
     live = await half_done(home)
-    least: list[int] = []
     home.pool.shifts.clear()
     answer = await ask(home, how="supersede")
     rollout = answer.json["id"]
@@ -438,9 +436,10 @@ async def test_a_paused_one_can_be_superseded(home: Home) -> None:
 async def test_the_caller_who_replaces_is_told_that_another_version_is_wanted(begin: Begin) -> None:
     home = await begin(web=section(swap={"driver": "external"}))
     await home.deploy("v2")
-    turn: Callable[[], object] = lambda: any(
-        "POST /v1/services/web/upstreams/a/ready" in w.what for w in home.engine.waits
-    )
+
+    def turn() -> bool:
+        return any("POST /v1/services/web/upstreams/a/ready" in wait.what for wait in home.engine.waits)
+
     await home.until(turn)
     rollout = (await ask(home, how="supersede")).json["id"]
     await home.until(lambda: home.engine.state.live and home.engine.state.live.id == rollout)
@@ -454,13 +453,12 @@ async def test_the_caller_who_replaces_is_told_that_another_version_is_wanted(be
 
 async def test_deploy_queue_follows_both_phases(home: Home) -> None:
     live = await in_swap(home)
-    place = f"--socket={home.socket}"
-    asking = asyncio.create_task(asyncio.to_thread(program, "deploy", "web", "v3", "--queue", place))
+    asking = asyncio.create_task(trafficd(home, "deploy", "web", "v3", "--queue"))
     await home.until(lambda: home.engine.state.pending)
     await asyncio.sleep(0.1)
     go(home)
     ended = await asking
-    assert ended.returncode == 0, ended
+    assert ended.exit_code == 0, ended.output
     lines = [line.partition(" ")[2] for line in ended.stdout.splitlines()]
     assert re.fullmatch(r"r-\S+ is pending: web to v3, rolling", lines[0])
     assert re.fullmatch(r"r-\S+ begins: web to v3, rolling", lines[1])
