@@ -76,7 +76,7 @@ class StartRollout(RolloutOverrides):
     version: Version
     strategy: Literal["rolling", "canary", "blue_green", "rainbow", "hold"] = "rolling"
     verify: StrictBool = False
-    if_live: Annotated[IfLive, Field(strict=False)] = IfLive.REFUSE
+    if_live: IfLive = IfLive.REFUSE
     message: Text = ""
     max_parallel: Annotated[Parallel, AfterValidator(_few)] | None = None
     min_ready: Annotated[Count, AfterValidator(_few)] | None = None

@@ -39,20 +39,27 @@ def orphans(rollout: Rollout) -> Iterator[Task]:
     old one that serves, is stopped."""
     for name in reversed(rollout.touched):
         task = rollout.forward[name]
-        steps = revert_steps(rollout.policy, task)
-        if steps == (StepKind.RETIRE,) and task.new_dial is not None and name not in rollout.revert:
+        steps = _steps(rollout, task)
+        if steps == (StepKind.RETIRE,) and name not in rollout.revert:
             yield _back(rollout, task, steps)
 
 
 def _undo(rollout: Rollout, task: Task, upstream: Upstream) -> Task | None:
     """The revert of one turn, or None where there is none to be done."""
-    steps = revert_steps(rollout.policy, task)
+    steps = _steps(rollout, task)
     if not steps:
         return None
     back = _back(rollout, task, steps)
     if not task.swapped and not _known(rollout, upstream):
         return None
     return back if _refused(rollout, task, back) is None else None
+
+
+def _steps(rollout: Rollout, task: Task) -> tuple[StepKind, ...]:
+    """What undoes one turn. An instance whose address the driver never named cannot be stopped by us; and what is
+    at the old address serves."""
+    steps = revert_steps(rollout.policy, task)
+    return () if steps == (StepKind.RETIRE,) and task.new_dial is None else steps
 
 
 def _known(rollout: Rollout, upstream: Upstream) -> bool:
@@ -127,7 +134,7 @@ def _left(rollout: Rollout) -> list[tuple[str, str]]:
     left = []
     for name in rollout.touched:
         task = rollout.forward[name]
-        steps = revert_steps(rollout.policy, task)
+        steps = _steps(rollout, task)
         back = rollout.revert.get(name)
         if not task.swapped or not steps or (back is not None and back.done):
             continue
