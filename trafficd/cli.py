@@ -313,7 +313,9 @@ def ready(options: Options, service: str, upstream: str, version: str | None, di
 @click.option("--message", default="", help="Why; kept in the journal.")
 @click.option("--max-parallel", help='Upstreams at a time: a number or "25%".')
 @click.option("--idempotency-key", help="Repeat the command with the same key to join its rollout.")
-@click.option("--no-wait", is_flag=True, help="Return when it has begun.")
+@click.option("--queue", is_flag=True, help="Where a rollout is live, begin after it.")
+@click.option("--supersede", is_flag=True, help="Where a rollout is live, stop it where it stands and take over.")
+@click.option("--no-wait", is_flag=True, help="Return when it has begun, or is queued.")
 @connected
 def deploy(
     options: Options,
@@ -323,10 +325,16 @@ def deploy(
     message: str,
     max_parallel: str | None,
     idempotency_key: str | None,
+    queue: bool,
+    supersede: bool,
     no_wait: bool,
 ) -> None:
     """Bring a service to a version."""
+    if queue and supersede:
+        raise click.UsageError("--queue waits for the live rollout and --supersede stops it; give one of them")
     body: Json = {"version": version, "strategy": strategy, "message": message}
+    if queue or supersede:
+        body["if_live"] = "queue" if queue else "supersede"
     if max_parallel is not None:
         body["max_parallel"] = max_parallel
     headers = _actor() | ({"Idempotency-Key": idempotency_key} if idempotency_key else {})
@@ -369,7 +377,8 @@ def _rollout_of(client: Client, name: str | None) -> str:
         found = client.call("GET", "/v1/services")["services"]
     live = [one["rollout"] for one in found if one["rollout"] is not None and one["rollout"]["ended_at"] is None]
     if not live:
-        raise ConflictError(f"service {name} has no live rollout" if name else "there is no live rollout")
+        pending = "".join(f"; {one['queued']['id']} is pending: name it by its id" for one in found if one["queued"])
+        raise ConflictError((f"service {name} has no live rollout" if name else "there is no live rollout") + pending)
     if len(live) > 1:
         which = ", ".join(f"{one['id']} ({one['service']})" for one in live)
         raise ConfigError(f"{len(live)} rollouts are live, so say which, or its service: {which}")

@@ -141,6 +141,7 @@ class Composer:
             fall=section.health.fall,
             min_healthy_time=section.rollout.min_healthy_time,
             healthy_deadline=section.rollout.healthy_deadline,
+            terms=section.terms,
             foreign=partial(self._foreign, name),
         )
 

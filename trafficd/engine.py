@@ -11,6 +11,7 @@ works must not wait for a disk.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from trafficd.core.health import Pulse
 from trafficd.core.machine import advance, fold
 from trafficd.core.model import Gating, Health, Rollout, Service, StepKey, StepRecord, Upstream, Wait, World
 from trafficd.core.plan import Decision, decide
+from trafficd.core.queue import Terms
 from trafficd.core.routing import route
 from trafficd.errors import ProxyUnavailableError, TrafficdError
 from trafficd.observe import HealthMonitor, gate
@@ -32,7 +34,7 @@ from trafficd.ports import Driver, Entry, Journal, Outcome, Pool, Probe
 
 log = logging.getLogger("trafficd.engine")
 
-_TICK = 1.0  # s between decisions while a rollout is live, for the waits that only time can end
+_TICK = 1.0  # s between decisions while a rollout is live or pending, for the waits that only time can end
 _RETRY = 0.5  # s before a failed write (slots, journal) is tried again
 _AFTER_BUG = 60.0  # s before a decision is tried again that would have broken an invariant
 _PATIENCE = 2.0  # s that whoever aborts is kept waiting for the journal
@@ -52,6 +54,7 @@ class Parts:
     fall: int
     min_healthy_time: float
     healthy_deadline: float
+    terms: Terms  # the policy of a rollout that was queued, once it begins
     on_entry: Callable[[Entry], None] = lambda entry: None
     foreign: Callable[[str], str | None] = lambda dial: None  # whose of another service an address is, in words
 
@@ -169,14 +172,15 @@ class Engine:
                 await asyncio.sleep(_RETRY)
                 continue
             if not busy:
-                await self._sleep(_TICK if self.state.live is not None or self.trouble.lines() else None)
+                waiting = self.state.live is not None or self.state.pending is not None
+                await self._sleep(_TICK if waiting or self.trouble.lines() else None)
 
     async def _sleep(self, timeout: float | None) -> None:
         """Sleep until something changes, at most `timeout` seconds."""
-        try:
-            await asyncio.wait_for(self._wake.wait(), timeout)
-        except TimeoutError:
-            return
+        # Not `wait_for`: in Python 3.11 it swallows a cancellation that comes with the wake, and `stop` waits for ever.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._wake.wait()
 
     # -- deciding --------------------------------------------------------------------------------------
 
@@ -185,7 +189,7 @@ class Engine:
         return World(health=self.monitor.health(), shares=self.parts.pool.shares())
 
     def decide(self) -> Decision:
-        return decide(self.state, self.world(), time.time())
+        return decide(self.state, self.world(), time.time(), self.parts.terms)
 
     async def step(self) -> bool:
         """One turn of the loop; whether there is more to decide at once."""
@@ -388,6 +392,7 @@ class Engine:
                 async with self._recording:
                     await self._append(event)
                     self._steps.pop(key, None)
+                    self._resumed -= {key}  # the next rollout may have a step of this name
                 break
             except TrafficdError as error:
                 self.troubled("journal", str(error))

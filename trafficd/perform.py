@@ -22,7 +22,7 @@ from trafficd.core.model import (
     Task,
 )
 from trafficd.core.place import address
-from trafficd.core.plan import ending
+from trafficd.core.revert import ending
 from trafficd.observe import drain, gate
 from trafficd.ports import Driver, Outcome, Pool, Probe, Swap
 

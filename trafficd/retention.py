@@ -1,7 +1,8 @@
 """The journal forgets old rollouts, and nothing that still matters.
 
 A snapshot of the service is journalled first; then the events of rollouts that ended long ago are not needed to know
-where the service stands. The newest rollout always stays, and so do the events that belong to no rollout.
+where the service stands. The newest rollout always stays, with one that is pending behind it, and so do the events
+that belong to no rollout.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from trafficd.core import events as ev
@@ -25,8 +26,8 @@ _EVERY = 6 * 3600.0  # s between looks at the journal
 class Prunable(Protocol):
     """A journal that can forget."""
 
-    async def prune(self, service: str, before: float, keep: str, *, dry: bool = False) -> int:
-        """Remove the rollouts of a service, all but `keep`, whose last event was before; how many events those are."""
+    async def prune(self, service: str, before: float, keep: Collection[str], *, dry: bool = False) -> int:
+        """Remove the rollouts of a service whose last event was before, but those in `keep`; how many events went."""
         ...
 
 
@@ -43,6 +44,7 @@ def snapshot(service: Service) -> ev.Snapshotted:
         history=service.history,
         maintenance=service.maintenance,
         left=service.left,
+        carried=service.carried,
     )
 
 
@@ -50,7 +52,7 @@ async def forget(engine: Engine, journal: Prunable, older_than: float) -> int:
     """Forget the rollouts of one service that ended longer ago than `older_than` seconds; how many events went."""
     state = engine.state
     before = time.time() - older_than
-    newest = state.rollout.id if state.rollout else ""
+    newest = [one.id for one in (state.rollout, state.queued, *state.displaced) if one is not None]
     if state.live is not None or not await journal.prune(engine.name, before, newest, dry=True):
         return 0
 

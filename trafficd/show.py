@@ -77,6 +77,9 @@ def _service_parts(view: Json) -> list[RenderableType]:
     if view["rollout"] is not None and view["rollout"]["ended_at"] is None:
         parts.append(Text(_headline(view["rollout"])))
     parts += [Text(f"  waits for {_wait(wait)}") for wait in view["waits"]]
+    if view["queued"] is not None:
+        parts.append(Text(_headline(view["queued"])))
+        parts += [Text(f"  waits for {_wait(wait)}") for wait in view["queued"]["waits"]]
     return parts
 
 
@@ -207,6 +210,10 @@ def event_line(event: Json) -> str | None:
     where = f" {data['upstream']}" if data.get("upstream") else ""
     back = " (bringing the old version back)" if data.get("direction") == "revert" else ""
     match event["type"]:
+        case "rollout_queued":
+            return f"{event['rollout']} is pending: {event['service']} to {data['version']}, {data['strategy']}"
+        case "superseded":
+            return f"stops where it stands: {data['by']} takes over"
         case "rollout_started":
             return f"{event['rollout']} begins: {event['service']} to {data['version']}, {data['strategy']}"
         case "step_started":
@@ -245,10 +252,10 @@ def _follow_live(client: Client, begun: Json) -> None:
     with Live(console=console, refresh_per_second=8, transient=True) as display:
         while True:
             view = client.call("GET", f"/v1/services/{begun['service']}")
-            current = view["rollout"]
-            if current is None or current["id"] != begun["id"] or current["ended_at"] is not None:
+            ours = [one for one in (view["rollout"], view["queued"]) if one is not None and one["id"] == begun["id"]]
+            if not ours or ours[0]["ended_at"] is not None:
                 return
-            display.update(Group(*_service_parts(view), _progress(current)))
+            display.update(Group(*_service_parts(view), _progress(ours[0])))
             time.sleep(_REFRESH)
 
 

@@ -6,8 +6,9 @@ fleet's own ground truth (what really runs where) against what the planner belie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from trafficd.core import events as ev
 from trafficd.core import invariants
@@ -15,22 +16,40 @@ from trafficd.core.machine import advance, fold
 from trafficd.core.model import (
     Direction,
     Health,
+    Order,
+    Phase,
     Policy,
     Rollout,
     Service,
+    Setting,
     StepKey,
     StepKind,
     StepRecord,
     World,
 )
 from trafficd.core.plan import Decision, decide
+from trafficd.core.queue import started
 
 Decide = Callable[[Service, World, float], Decision]
 Fate = Callable[[StepKey], str]  # "ok", or a reason why the step fails
 
 
 class UnsafeError(AssertionError):
-    """The simulated fleet lost traffic: something was stopped that the proxy still sent to."""
+    """The simulated fleet lost traffic: something was stopped that the proxy still sent to, or taken out of traffic
+    without need."""
+
+
+def terms(overrides: Mapping[str, Setting], upstreams: int) -> Policy | str:
+    """What a configuration makes of the overrides of a queued rollout; "nonsense" among them is refused."""
+    if "nonsense" in overrides:
+        return "nonsense is no policy"
+    given: dict[str, object] = dict(overrides)
+    if "order" in given:
+        given["order"] = Order(str(given["order"]))
+    return Policy(**given)  # type: ignore[arg-type]
+
+
+planned = partial(decide, terms=terms)
 
 
 @dataclass
@@ -60,7 +79,7 @@ class Simulation:
     journal: list[tuple[float, ev.Event]] = field(default_factory=list)
     health: dict[str, Health] = field(default_factory=dict)
     now: float = 1000.0
-    decide: Decide = decide
+    decide: Decide = planned
     fate: Fate = lambda key: "ok"
     floor: int = 0  # the fewest upstreams that ever carried traffic since `watch`
     watching: bool = False
@@ -82,13 +101,31 @@ class Simulation:
         """Decide, check, journal and route until there is nothing left to decide."""
         for _ in range(limit):
             decision = self.decide(self.service, self.world(), self.now)
+            self._require_steady(decision.weights)
             self.fleet.shares = dict(decision.weights)
+            self._require_known()
             invariants.check(self.service, self.world(), decision.event)
             self._watch()
             if decision.event is None:
                 return decision
             self.record(decision.event)
         raise AssertionError("the planner does not come to rest")
+
+    def _require_steady(self, weights: Mapping[str, int]) -> None:
+        """While rollouts go forward, an upstream that is up and takes part loses its traffic by its own turn only."""
+        live, pending = self.service.live, self.service.pending
+        forward = live is not None and live.phase is Phase.RUNNING and (pending is None or pending.abort is None)
+        for upstream in self.service.upstreams.values() if forward else ():
+            dial, up = upstream.serving or "", self.health.get(upstream.id) is Health.UP
+            if up and self.service.regular(upstream) and self.fleet.shares.get(dial) and not weights.get(dial):
+                raise UnsafeError(f"{upstream.id} ({upstream.version}) lost its traffic and it is not its turn")
+
+    def _require_known(self) -> None:
+        """What serves is of the version that it is taken for, and no half of one."""
+        for upstream in self.service.upstreams.values():
+            runs = self.fleet.running.get(upstream.serving or "")
+            if self.fleet.shares.get(upstream.serving or "") and runs not in (None, upstream.version):
+                raise UnsafeError(f"{upstream.id} serves {runs} and is taken for {upstream.version}")
 
     def _watch(self) -> None:
         if self.watching:
@@ -159,6 +196,10 @@ class Simulation:
         rollout = self.service.live
         assert rollout is not None
         for key in sorted(keys, key=str):
+            tasks = rollout.forward if key.direction is Direction.FORWARD else rollout.revert
+            task = tasks.get(key.upstream or "")
+            if key.kind is StepKind.SWAP and task is not None and task.new_dial is not None:
+                self.fleet.start(task.new_dial, "half of one")
             self.record(
                 ev.StepEnded(
                     self.service.name,
@@ -206,18 +247,25 @@ def fleet_of(count: int, *, spare: bool = False, version: str | None = "v1") -> 
     return simulation
 
 
-def start(simulation: Simulation, policy: Policy, version: str = "v2") -> None:
+def start(simulation: Simulation, policy: Policy, version: str = "v2", rollout: str = "r1") -> None:
     """Journal the start of a rollout, as the daemon does on request."""
-    simulation.record(
-        ev.RolloutStarted(
-            service="web",
-            rollout="r1",
-            version=version,
-            strategy="rolling",
-            policy=policy,
-            upstreams=tuple(simulation.service.upstreams),
-            previous={name: u.version for name, u in simulation.service.upstreams.items()},
-        )
-    )
+    simulation.record(started(simulation.service, policy, rollout=rollout, version=version, strategy="rolling"))
     simulation.floor = len(simulation.fleet.shares)
     simulation.watching = True
+
+
+def queue(
+    simulation: Simulation, version: str = "v3", rollout: str = "r2", *, supersede: bool = False, **overrides: Setting
+) -> None:
+    """Journal the wish for another rollout, as the daemon does on request."""
+    live = simulation.service.live
+    simulation.record(
+        ev.RolloutQueued(
+            service="web",
+            rollout=rollout,
+            version=version,
+            strategy="rolling",
+            overrides=overrides,
+            supersedes=live.id if supersede and live is not None else None,
+        )
+    )

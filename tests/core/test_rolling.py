@@ -59,6 +59,14 @@ def test_start_first_takes_the_address_the_driver_returns() -> None:
     assert sim.service.upstreams["a"].dial.startswith("allocated-a")
 
 
+def test_a_new_instance_of_no_known_address_is_not_stopped_in_the_place_of_the_old_one() -> None:
+    sim = fleet_of(2)
+    sim.fate = failing(StepKind.SWAP, "a")
+    start(sim, policy(Order.START_FIRST))
+    assert sim.run().phase is Phase.REVERTED
+    assert set(sim.fleet.shares) == {"10.0.0.1:80", "10.0.0.2:80"}
+
+
 def test_everything_is_prepared_before_anything_is_touched() -> None:
     sim = fleet_of(3)
     sim.fate = failing(StepKind.PREPARE, "c")

@@ -155,6 +155,7 @@ class Home:
             fall=service.health.fall,
             min_healthy_time=service.rollout.min_healthy_time,
             healthy_deadline=service.rollout.healthy_deadline,
+            terms=service.terms,
         )
         engine = Engine(name, parts)
         await engine.load()

@@ -314,6 +314,15 @@ async def test_an_abort_a_moment_too_late_does_not_come_back_after_a_restart(hom
     assert home.engine.state.stable == "v2"
 
 
+async def test_an_engine_that_is_woken_as_it_is_stopped_ends(home: Home) -> None:
+    await in_swap(home)
+    await asyncio.sleep(0.05)  # it sleeps, with nothing left to decide
+    home.engine.wake()
+    await asyncio.sleep(0)
+    async with asyncio.timeout(2.0):
+        await home.engine.stop()
+
+
 # -- the caller replaces -----------------------------------------------------------------------------------
 
 

@@ -83,11 +83,11 @@ def sample(kind: Any, *, full: bool) -> Any:
         return args[0]
     if origin in (types.UnionType, typing.Union):
         chosen = [arg for arg in args if arg is not types.NoneType]
-        return sample(chosen[0], full=full) if full else None
+        return sample(chosen[0], full=full) if full or chosen == [*args] else None
     if origin is tuple:
         return (sample(args[0], full=full), sample(args[0], full=full)) if full else ()
     if origin is dict:
-        return {"a": sample(args[1], full=full), "é\n": None} if full else {}
+        return {"a": sample(args[1], full=full), "é\n": sample(args[1], full=False)} if full else {}
     if isinstance(kind, type) and issubclass(kind, Enum):
         return list(kind)[-1 if full else 0]
     if dataclasses.is_dataclass(kind):

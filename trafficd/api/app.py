@@ -20,7 +20,7 @@ from trafficd.api.problems import problems
 from trafficd.api.sites import SiteApi
 from trafficd.api.stream import OPEN, cut_streams, stream
 from trafficd.config import RolloutOverrides
-from trafficd.core.events import RolloutStarted
+from trafficd.core.events import RolloutQueued, RolloutStarted
 from trafficd.errors import ConfigError, ConflictError, InvalidError, NotFoundError
 from trafficd.operate import Operator
 from trafficd.preview import Preview
@@ -207,17 +207,18 @@ class Api:
             actor=_actor(request),
             message=wanted.message,
             key=request.get(idempotency.IDENTITY),
+            if_live=wanted.if_live,
         )
-        return _created(views.rollout_view(rollout))
+        return _created(views.current_view(operator.engine, rollout))
 
     async def _begun(self, operator: Operator, request: web.Request) -> web.Response | None:
-        """The answer about the rollout that this very request began, where the daemon ended before it answered."""
+        """The answer about the rollout that this very request asked for, where the daemon ended before it answered."""
         key = request.get(idempotency.IDENTITY)
         if key is None:
             return None
         for entry in await self.journal.load(operator.state.name):
             event = entry.event
-            if not isinstance(event, RolloutStarted) or event.key is None:
+            if not isinstance(event, RolloutQueued | RolloutStarted) or event.key is None:
                 continue
             if event.key == key:
                 return _created(await self._rollout(event.rollout))
@@ -235,11 +236,8 @@ class Api:
         return _created(views.rollout_view(rollout))
 
     def _owner(self, rollout_id: str) -> Operator | None:
-        """The operator whose newest rollout this is."""
-        for operator in self.operators.values():
-            if operator.state.rollout is not None and operator.state.rollout.id == rollout_id:
-                return operator
-        return None
+        """The operator whose newest rollout this is, or the one that waits behind it."""
+        return next((one for one in self.operators.values() if one.state.named(rollout_id) is not None), None)
 
     async def _live(self, request: web.Request) -> tuple[Operator, str]:
         rollout_id = part(request, "rollout")
@@ -251,9 +249,8 @@ class Api:
 
     async def _rollout(self, rollout_id: str) -> schema.RolloutView:
         operator = self._owner(rollout_id)
-        if operator is not None and operator.state.rollout is not None:
-            waits = [views.wait_view(wait) for wait in operator.engine.waits]
-            return views.rollout_view(operator.state.rollout, waits)
+        if operator is not None:
+            return views.current_view(operator.engine, operator.rollout(rollout_id))
         entries = await self.journal.rollout(rollout_id)
         return views.rollout_view(views.past_rollout(entries, rollout_id))
 
@@ -368,7 +365,7 @@ class Api:
                      schema.Drain, problems=changed),
             Endpoint("POST", upstream + "/ready", "Put an upstream into traffic, after its gate", self.ready,
                      schema.UpstreamView, schema.Ready, problems=(*changed, 504)),
-            Endpoint("POST", service + "/rollouts", "Begin a rollout", self.start_rollout, view,
+            Endpoint("POST", service + "/rollouts", "Begin a rollout, or queue it", self.start_rollout, view,
                      schema.StartRollout, 201, changed),
             Endpoint("POST", service + "/rollback", "Begin a rollout back", self.rollback, view, schema.Nothing,
                      201, changed),

@@ -19,7 +19,7 @@ from trafficd.errors import ConfigError
 
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN = frozenset({"/healthz"})  # also without a token, and then says no more than whether all is well
-STRANGER = "trafficd.stranger"  # set on a request over TCP that brought no token
+STRANGER = web.RequestKey("stranger", bool)  # set on a request over TCP that brought no token
 
 
 @dataclass(frozen=True)

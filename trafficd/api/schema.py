@@ -18,6 +18,7 @@ from pydantic import (
 
 from trafficd.config import RolloutOverrides
 from trafficd.config.values import Amount, Count, Dial, Name, Parallel, Positive, Seconds, Version
+from trafficd.operate.rollouts import IfLive
 
 
 def _plain(text: str) -> str:
@@ -75,6 +76,7 @@ class StartRollout(RolloutOverrides):
     version: Version
     strategy: Literal["rolling", "canary", "blue_green", "rainbow", "hold"] = "rolling"
     verify: StrictBool = False
+    if_live: IfLive = IfLive.REFUSE
     message: Text = ""
     max_parallel: Annotated[Parallel, AfterValidator(_few)] | None = None
     min_ready: Annotated[Count, AfterValidator(_few)] | None = None
@@ -170,7 +172,9 @@ class RolloutView(Answer):
     warnings: list[str]
     actor: str
     message: str
-    started_at: float
+    queued_at: float | None = Field(description="seconds since the epoch: asked for then, behind another rollout")
+    supersedes: str | None = Field(description="the rollout that it takes over from")
+    started_at: float = Field(description="while it is pending: when it was asked for")
     ended_at: float | None
     seconds: float
     previous: dict[str, str | None]
@@ -200,6 +204,7 @@ class ServiceView(Answer):
     freeze: FreezeView | None
     upstreams: list[UpstreamView]
     rollout: RolloutView | None
+    queued: RolloutView | None = Field(description="the rollout that is pending behind the live one")
     waits: list[WaitView]
     panic: str | None
     trouble: list[str]

@@ -82,8 +82,8 @@ async def _send(
 
 
 def _live(engine: Engine, rollout_id: str) -> bool:
-    live = engine.state.live
-    return live is not None and live.id == rollout_id
+    rollout = engine.state.named(rollout_id)
+    return rollout is not None and rollout.live
 
 
 async def _changed(engine: Engine, seen: int) -> None:

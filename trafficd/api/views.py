@@ -6,9 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 
 from trafficd.api import schema
+from trafficd.core import queue
 from trafficd.core.events import Event
 from trafficd.core.machine import fold
-from trafficd.core.model import Cut, Freeze, Maintenance, Rollout, Service, StepRecord, Upstream, Wait
+from trafficd.core.model import Cut, Freeze, Maintenance, Phase, Rollout, Service, StepRecord, Upstream, Wait
 from trafficd.core.place import address
 from trafficd.engine import Engine
 from trafficd.errors import NotFoundError
@@ -36,6 +37,7 @@ def service_view(engine: Engine, in_flight: Mapping[str, int | None]) -> schema.
             for upstream in state.upstreams.values()
         ],
         rollout=rollout_view(state.rollout, waits) if state.rollout else None,
+        queued=rollout_view(state.pending, queue_waits(state)) if state.pending else None,
         waits=waits,
         panic=engine.panic,
         trouble=engine.trouble.lines(),
@@ -107,6 +109,17 @@ def wait_view(wait: Wait) -> schema.WaitView:
     )
 
 
+def queue_waits(state: Service) -> list[schema.WaitView]:
+    """What the pending rollout waits for."""
+    return [wait_view(wait) for wait in queue.waits(state, time.time())]
+
+
+def current_view(engine: Engine, rollout: Rollout) -> schema.RolloutView:
+    """A rollout that matters now, with what it waits for."""
+    pending = rollout.phase is Phase.PENDING
+    return rollout_view(rollout, queue_waits(engine.state) if pending else [wait_view(wait) for wait in engine.waits])
+
+
 def rollout_view(rollout: Rollout, waits: Sequence[schema.WaitView] = ()) -> schema.RolloutView:
     return schema.RolloutView(
         id=rollout.id,
@@ -120,6 +133,8 @@ def rollout_view(rollout: Rollout, waits: Sequence[schema.WaitView] = ()) -> sch
         warnings=list(rollout.warnings),
         actor=rollout.actor,
         message=rollout.message,
+        queued_at=rollout.queued_at,
+        supersedes=rollout.supersedes,
         started_at=rollout.started_at,
         ended_at=rollout.ended_at,
         seconds=round((rollout.ended_at or time.time()) - rollout.started_at, 3),
@@ -165,7 +180,8 @@ def past_rollout(entries: Sequence[Entry], rollout_id: str) -> Rollout:
     """An ended rollout, folded from its own part of the journal."""
     if not entries:
         raise NotFoundError(f"there is no rollout {rollout_id!r}")
-    folded = fold(Service(entries[0].event.service), ((e.at, e.event) for e in entries)).rollout
+    state = fold(Service(entries[0].event.service), ((e.at, e.event) for e in entries))
+    folded = state.rollout or state.queued  # one that ended before it began is the queued one still
     if folded is None:
         raise NotFoundError(f"there is no rollout {rollout_id!r}")
     return folded

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from trafficd.config import values, workers
 from trafficd.config.faults import Clash, Section, doubles, get, items
@@ -24,7 +24,7 @@ from trafficd.config.values import (
     Seconds,
     Version,
 )
-from trafficd.core.model import Order, Policy, StepKind
+from trafficd.core.model import Order, Policy, Setting, StepKind
 
 DEFAULT_SOCKET = "/run/trafficd/trafficd.sock"
 _HANDLERS_OWN = {  # keys that mean nothing where the handler is somebody else's, and why
@@ -266,6 +266,14 @@ class ServiceSection(Section):
             hooks=self.hooks.kinds(),
         )
 
+    def terms(self, overrides: Mapping[str, Setting], upstreams: int) -> Policy | str:
+        """The policy of a rollout whose overrides were journalled (`RolloutOverrides.plain`), or why there is none."""
+        try:
+            return self.policy(upstreams, RolloutOverrides.model_validate(dict(overrides)))
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            return f"its overrides cannot be used any more: {wrong['loc'][0] if wrong['loc'] else ''}: {wrong['msg']}"
+
 
 class RolloutOverrides(BaseModel):
     """What a request may change of `[services.NAME.rollout]` for one rollout."""
@@ -279,3 +287,12 @@ class RolloutOverrides(BaseModel):
     drain_timeout: Seconds | None = None
     drain_quiet: Seconds | None = None
     auto_revert: bool | None = None
+
+    def plain(self) -> dict[str, Setting]:
+        """As asked, for the journal: percentages stay percentages."""
+        given = {name: getattr(self, name) for name in RolloutOverrides.model_fields}
+        return {
+            name: str(value) if isinstance(value, Amount | Order) else value
+            for name, value in given.items()
+            if value is not None
+        }

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,12 @@ class Amount(BaseModel):
     model_config = ConfigDict(frozen=True)
     number: int | None = None
     percent: float | None = None
+
+    def __str__(self) -> str:
+        """As it is written in a configuration."""
+        if self.percent is None:
+            return str(self.number or 0)
+        return f"{Decimal(repr(self.percent)):f}%"
 
     def of(self, total: int, *, up: bool) -> int:
         """The number it means among `total` upstreams; percentages are rounded up or down."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from trafficd.core.model import Cut, Direction, Freeze, Maintenance, Phase, Policy, StepKind, Upstream
+from trafficd.core.model import Cut, Direction, Freeze, Maintenance, Phase, Policy, Setting, StepKind, Upstream
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,38 @@ class Snapshotted:
     history: tuple[str, ...]
     maintenance: Maintenance | None = None
     left: bool = False
+    carried: tuple[str, ...] = ()
     type: Literal["snapshotted"] = "snapshotted"
+
+
+@dataclass(frozen=True)
+class RolloutQueued:
+    """A rollout waits for the live one to end. It takes the place of one that is pending already.
+
+    `supersedes`: the live one is to be stopped for it, and not just waited for. Policy, upstreams and previous
+    versions are not known yet: they are those of the moment it begins.
+    """
+
+    service: str
+    rollout: str
+    version: str
+    strategy: str
+    overrides: dict[str, Setting] = field(default_factory=dict)
+    supersedes: str | None = None
+    actor: str = ""
+    message: str = ""
+    key: str | None = None
+    type: Literal["rollout_queued"] = "rollout_queued"
+
+
+@dataclass(frozen=True)
+class Superseded:
+    """The live rollout begins nothing more, since another one takes over from it."""
+
+    service: str
+    rollout: str
+    by: str
+    type: Literal["superseded"] = "superseded"
 
 
 @dataclass(frozen=True)
@@ -188,6 +219,8 @@ class RolloutStarted:
     actor: str = ""
     message: str = ""
     key: str | None = None
+    supersedes: str | None = None
+    back_to: str | None = None
     type: Literal["rollout_started"] = "rollout_started"
 
 
@@ -307,7 +340,9 @@ ServiceEvent = (
     | Snapshotted
 )
 RolloutEvent = (
-    RolloutStarted
+    RolloutQueued
+    | Superseded
+    | RolloutStarted
     | TaskStarted
     | StepStarted
     | StepEnded

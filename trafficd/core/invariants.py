@@ -10,11 +10,16 @@ S6  An upstream has at most one running step.
 S7  What is admitted has just passed its gate.
 S8  A rollout ends, and a revert begins, only when no step is running.
 S9  Succeeded means: every upstream of the rollout runs its version.
+S10 A rollout begins only when none is live.
+S11 A take-over takes nothing out of traffic: neither where the old rollout is stopped nor where the new one begins.
 """
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from trafficd.core import events as ev
+from trafficd.core.machine import advance
 from trafficd.core.model import Direction, Phase, Rollout, Service, StepKind, Task, World
 from trafficd.core.routing import available, route
 
@@ -26,7 +31,11 @@ class InvariantError(AssertionError):
 def check(service: Service, world: World, event: ev.Event | None) -> None:
     """Raise `InvariantError` if journalling and performing `event` now would break an invariant."""
     rollout = service.live
-    if rollout is None or event is None:
+    if isinstance(event, ev.RolloutStarted):
+        _require(rollout is None, "S10", f"{event.rollout} would begin while {rollout.id if rollout else None} is live")
+    if _is_take_over(event, service):
+        _check_take_over(service, world, event)
+    if rollout is None or event is None or getattr(event, "rollout", None) != rollout.id:
         return
     match event:
         case ev.TaskStarted():
@@ -44,6 +53,26 @@ def check(service: Service, world: World, event: ev.Event | None) -> None:
 def _require(holds: bool, name: str, what: str) -> None:
     if not holds:
         raise InvariantError(f"{name}: {what}")
+
+
+def _is_take_over(event: ev.Event | None, service: Service) -> TypeGuard[ev.Event]:
+    aborted = service.pending is not None and service.pending.abort is not None  # that moves traffic
+    match event:
+        case ev.Superseded():
+            return not aborted
+        case ev.RolloutEnded(rollout=name):
+            return service.live is not None and service.live.id == name and service.live.superseded_by is not None
+        case ev.RolloutStarted(supersedes=older):
+            return older is not None and not aborted
+        case _:
+            return False
+
+
+def _check_take_over(service: Service, world: World, event: ev.Event) -> None:
+    before = route(service, world).weights
+    after = route(advance(service, 0.0, event), world).weights
+    lost = sorted(dial for dial, weight in before.items() if weight and not after.get(dial))
+    _require(not lost, "S11", f"{', '.join(lost)} would lose traffic by {event.type}")
 
 
 def _check_task(service: Service, world: World, rollout: Rollout, event: ev.TaskStarted) -> None:
@@ -85,12 +114,11 @@ def _check_step(service: Service, world: World, rollout: Rollout, event: ev.Step
 def _check_swap(rollout: Rollout, task: Task, weight: int) -> None:
     in_place = task.new_dial == task.old_dial
     _require(not weight, "S1" if in_place else "S2", f"{task.new_dial} has weight and would be replaced")
-    begun = rollout.forward[task.upstream]
-    if in_place and task.direction is Direction.FORWARD:
-        drained = StepKind.DRAIN in task.steps[: task.cursor]
-        _require(drained, "S1", f"{task.upstream} was not drained")
-    elif in_place and begun.admitted:
-        _require(StepKind.DRAIN in task.steps[: task.cursor], "S1", f"{task.upstream} was not drained again")
+    begun = rollout.forward.get(task.upstream)
+    # Only what its own turn drained and replaced, and let nobody in to, has nothing open for certain.
+    empty = task.direction is Direction.REVERT and begun is not None and begun.swapped and not begun.admitted
+    if in_place and not empty:
+        _require(StepKind.DRAIN in task.steps[: task.cursor], "S1", f"{task.upstream} was not drained")
 
 
 def _check_success(service: Service, rollout: Rollout) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from trafficd.core import events as ev
+from trafficd.core import queue
 from trafficd.core.model import (
     Abort,
     Direction,
@@ -63,9 +64,14 @@ def advance(service: Service, at: float, event: ev.Event) -> Service:
             | ev.Snapshotted()
         ):
             return _service_event(service, at, event)
+        case ev.RolloutQueued():
+            return queue.queued(service, at, event)
         case ev.RolloutStarted():
             return _rollout_started(service, at, event)
         case _:
+            waiting = queue.waiting_event(service, at, event)
+            if waiting is not None:
+                return waiting
             rollout = service.rollout
             # An end is an end: an abort that was journalled a moment too late must not bring the rollout back to
             # life at the next start.
@@ -108,6 +114,7 @@ def _restored(service: Service, event: ev.Snapshotted) -> Service:
         held=event.held,
         freeze=event.freeze,
         history=event.history,
+        carried=event.carried,
         maintenance=event.maintenance,
         left=event.left,
     )
@@ -161,6 +168,7 @@ def _readied(upstream: Upstream, ok: bool) -> Upstream:
         spare_dial=spare,
         version=gating.version,
         serving=gating.dial,
+        unproven=False,
     )
 
 
@@ -185,8 +193,10 @@ def _rollout_started(service: Service, at: float, event: ev.RolloutStarted) -> S
         actor=event.actor,
         message=event.message,
         key=event.key,
+        supersedes=event.supersedes,
+        back_to=event.back_to,
     )
-    return replace(service, rollout=rollout, mixing=event.version, canary_percent=None)
+    return queue.begun(service, rollout)
 
 
 def _rollout_event(service: Service, rollout: Rollout, at: float, event: ev.Event) -> Service:
@@ -197,16 +207,17 @@ def _rollout_event(service: Service, rollout: Rollout, at: float, event: ev.Even
             return _step_started(service, rollout, at, event)
         case ev.StepEnded():
             return _step_ended(service, rollout, at, event)
-        case ev.Paused():
-            return replace(service, rollout=replace(rollout, paused=True))
-        case ev.Resumed():
-            return replace(service, rollout=replace(rollout, paused=False))
+        case ev.Paused() | ev.Resumed():
+            return replace(service, rollout=replace(rollout, paused=isinstance(event, ev.Paused)))
         case ev.AbortRequested(revert=revert, actor=actor):
             return _abort_requested(service, rollout, revert=revert, actor=actor)
+        case ev.Superseded(by=by):
+            return queue.superseded(service, rollout, by)
         case ev.FailureNoted(reason=reason):
             return replace(service, rollout=_failed(rollout, reason))
         case ev.RevertStarted(reason=reason):
-            rollout = replace(rollout, phase=Phase.REVERTING, failure=rollout.failure or reason)
+            # A superseded one reverts only where it could not be left as it was: then nobody takes over from it.
+            rollout = replace(rollout, phase=Phase.REVERTING, failure=rollout.failure or reason, superseded_by=None)
             return replace(service, rollout=rollout)
         case ev.RolloutEnded():
             return _rollout_ended(service, rollout, at, event)
@@ -217,15 +228,15 @@ def _rollout_event(service: Service, rollout: Rollout, at: float, event: ev.Even
 def _abort_requested(service: Service, rollout: Rollout, *, revert: bool, actor: str) -> Service:
     # A revert under way is not started again; it can only be told to stop.
     phase = rollout.phase if rollout.phase is Phase.REVERTING and revert else Phase.ABORTING
-    reason = f"aborted by {actor}" if actor else "aborted"
     rollout = replace(
         rollout,
         phase=phase,
         paused=False,
         abort=Abort(revert, actor),
-        failure=rollout.failure or reason,
+        failure=rollout.failure or queue.aborted(actor),
+        superseded_by=None,
     )
-    return replace(service, rollout=rollout, mixing=None)
+    return queue.withdrawn(replace(service, rollout=rollout))
 
 
 def _rollout_ended(service: Service, rollout: Rollout, at: float, event: ev.RolloutEnded) -> Service:
@@ -240,12 +251,18 @@ def _rollout_ended(service: Service, rollout: Rollout, at: float, event: ev.Roll
                 rollout=ended,
                 stable=rollout.version,
                 mixing=None,
+                carried=(),
                 canary_percent=None,
                 history=history,
             )
         case Phase.STUCK:
-            # What still works goes on serving, whichever version it is.
-            return replace(service, rollout=ended, mixing=rollout.version)
+            # What still works goes on serving, whichever version it is. A person decides what comes after.
+            waiting = replace(service.pending, paused=True, changed_at=at) if service.pending else service.queued
+            return replace(service, rollout=ended, mixing=rollout.version, queued=waiting)
+        case Phase.FAILED if rollout.superseded_by is not None:
+            return queue.stopped(replace(service, rollout=ended), ended)
+        case Phase.REVERTED:
+            return replace(service, rollout=ended, mixing=None, carried=())
         case _:
             return replace(service, rollout=ended, mixing=None)
 
@@ -322,7 +339,7 @@ def _moved(upstream: Upstream, task: Task, dial: str) -> Upstream:
     spare = upstream.spare_dial
     if dial == spare:
         spare = upstream.dial
-    return replace(upstream, dial=dial, spare_dial=spare, version=task.new_version, serving=dial)
+    return replace(upstream, dial=dial, spare_dial=spare, version=task.new_version, serving=dial, unproven=False)
 
 
 def _step_ended(service: Service, rollout: Rollout, at: float, event: ev.StepEnded) -> Service:
@@ -348,6 +365,8 @@ def _step_ended(service: Service, rollout: Rollout, at: float, event: ev.StepEnd
 
 def _failed(rollout: Rollout, reason: str) -> Rollout:
     """The first failure is the one that counts; one while reverting is another matter."""
+    if rollout.superseded_by is not None:
+        return rollout  # a step that was cancelled for another rollout is no failure of this one
     if rollout.phase is Phase.REVERTING:
         return replace(rollout, revert_failure=rollout.revert_failure or reason)
     return replace(rollout, failure=rollout.failure or reason)

@@ -132,6 +132,7 @@ class Upstream:
     drained: bool = False
     gating: Gating | None = None
     removed: bool = False
+    unproven: bool = False  # a superseded rollout began to replace it, and it has not passed a gate since
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,9 @@ class Task:
         return StepKey(self.upstream, self.direction, self.steps[self.cursor])
 
 
+Setting = bool | int | float | str  # one override as asked: true, 2, 10.0, "25%", "start_first"
+
+
 @dataclass(frozen=True)
 class Abort:
     """Somebody asked to abort; `revert` says whether the old version is to be brought back."""
@@ -220,6 +224,12 @@ class Rollout:
     actor: str = ""
     message: str = ""
     key: str | None = None
+    queued_at: float | None = None  # asked for then, behind another one
+    overrides: Mapping[str, Setting] = field(default_factory=dict)  # as asked, for the policy once it begins
+    supersedes: str | None = None  # the rollout it was asked to take over from
+    superseded_by: str | None = None
+    back_to: str | None = None  # where a revert brings every upstream, when not to what it ran before
+    out: tuple[str, ...] = ()  # upstreams that were out of traffic already when it began
     phase: Phase = Phase.RUNNING
     paused: bool = False
     abort: Abort | None = None
@@ -245,6 +255,11 @@ class Rollout:
 
     def running_steps(self) -> tuple[StepRecord, ...]:
         return tuple(step for step in self.steps if step.ended_at is None)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether a revert concerns every upstream, not just those that this rollout touched."""
+        return self.supersedes is not None or self.back_to is not None
 
 
 @dataclass(frozen=True)
@@ -276,24 +291,36 @@ class Service:
     upstreams: Mapping[str, Upstream] = field(default_factory=dict)
     stable: str | None = None
     mixing: str | None = None  # a second version that may receive traffic beside the stable one
+    carried: tuple[str, ...] = ()  # versions of rollouts that did not get to their end, and still serve
     canary_percent: float | None = None
     held: bool = False
     maintenance: Maintenance | None = None
     left: bool = False  # Caddy goes on without us, with plain upstreams
     freeze: Freeze | None = None
-    rollout: Rollout | None = None  # the newest one, live or ended
+    rollout: Rollout | None = None  # the newest one that has begun, live or ended
+    queued: Rollout | None = None  # the newest one that was queued and has not begun, pending or ended
+    displaced: tuple[Rollout, ...] = ()  # pending ones that a newer wish replaced, until their end is journalled
     history: tuple[str, ...] = ()  # stable versions, oldest first
 
     @property
     def live(self) -> Rollout | None:
         return self.rollout if self.rollout is not None and self.rollout.live else None
 
+    @property
+    def pending(self) -> Rollout | None:
+        return self.queued if self.queued is not None and self.queued.live else None
+
+    def named(self, rollout: str) -> Rollout | None:
+        """The rollout of this id, if it is one of those that matter now."""
+        known = (self.rollout, self.queued, *self.displaced)
+        return next((one for one in known if one is not None and one.id == rollout), None)
+
     def regular(self, upstream: Upstream) -> bool:
         """Whether the upstream's version takes part in ordinary traffic.
 
         Versions that nobody named are taken for the stable one.
         """
-        known = (None, self.stable, self.mixing)
+        known = (None, self.stable, self.mixing, *self.carried)
         return self.stable is None or upstream.version in known
 
 

@@ -10,10 +10,11 @@ the policy, except a pause and the caller's part with an external driver after i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trafficd.core import events as ev
+from trafficd.core import queue
 from trafficd.core.model import (
     Direction,
     Order,
@@ -29,9 +30,9 @@ from trafficd.core.model import (
     Wait,
     World,
 )
-from trafficd.core.place import address
+from trafficd.core.revert import due, ending, orphans
 from trafficd.core.routing import available, route
-from trafficd.core.strategy import forward_steps, replaces, revert_steps
+from trafficd.core.strategy import forward_steps
 
 MAX_PREPARES = 4  # images are pulled side by side, but not fifty at once
 
@@ -50,13 +51,14 @@ class Decision:
     waits: tuple[Wait, ...] = field(default=())
 
 
-def decide(service: Service, world: World, now: float) -> Decision:
-    """The next decision for one service."""
+def decide(service: Service, world: World, now: float, terms: queue.Terms | None = None) -> Decision:
+    """The next decision for one service. A rollout that waits begins by `terms`, and not at all without."""
     routing = route(service, world)
+    event: ev.Event | None = queue.next_event(service, world, now, terms)
     rollout = service.live
     if rollout is None:
-        return Decision(routing.weights, routing.panic)
-    event = _next_event(service, rollout, world, now)
+        return Decision(routing.weights, routing.panic, event)
+    event = event or _next_event(service, rollout, world, now)
     return Decision(
         weights=routing.weights,
         panic=routing.panic,
@@ -68,10 +70,12 @@ def decide(service: Service, world: World, now: float) -> Decision:
 
 def _next_event(service: Service, rollout: Rollout, world: World, now: float) -> ev.Event | None:
     failing = rollout.failure is not None or rollout.phase is Phase.ABORTING
+    if rollout.superseded_by is not None:
+        return _wind_down(service, rollout, world, now)
     if rollout.phase is Phase.REVERTING:
         return _revert(service, rollout, world, now)
     if failing:
-        return _after_failure(rollout)
+        return _after_failure(service, rollout)
     return _forward(service, rollout, world, now)
 
 
@@ -79,10 +83,20 @@ def _cancelled(rollout: Rollout) -> frozenset[StepKey]:
     running = rollout.running_steps()
     if rollout.phase is Phase.ABORTING:
         return frozenset(s.key for s in running if s.key.kind is not StepKind.ON_FAILURE)
+    if rollout.superseded_by is not None:
+        return frozenset(s.key for s in running if not _goes_on(rollout, s.key))
     failing = rollout.revert_failure if rollout.phase is Phase.REVERTING else rollout.failure
     if failing is None:
         return frozenset()
     return frozenset(s.key for s in running if s.key.kind in _INTERRUPTIBLE)
+
+
+def _goes_on(rollout: Rollout, key: StepKey) -> bool:
+    """Whether a superseded rollout brings a step to its end: what puts an upstream in order, and not what is new."""
+    if key.direction is Direction.REVERT or key.kind is StepKind.ON_FAILURE:
+        return True
+    task = rollout.forward.get(key.upstream or "")
+    return task is not None and task.admitted and key.kind is not StepKind.PREPARE
 
 
 # -- forward -------------------------------------------------------------------------------------------
@@ -152,7 +166,7 @@ def _forward_task(upstream: Upstream, rollout: Rollout) -> Task:
 def _begin(service: Service, rollout: Rollout, pending: list[Task], world: World, now: float) -> ev.Event | None:
     """Begin the next turn, if the policy's limits allow one."""
     policy = rollout.policy
-    tasks = rollout.revert if rollout.phase is Phase.REVERTING else rollout.forward
+    tasks = rollout.forward if pending[:1] and pending[0].direction is Direction.FORWARD else rollout.revert
     in_work = sum(1 for task in tasks.values() if not task.done)
     if not pending or in_work >= policy.max_parallel:
         return None
@@ -220,62 +234,12 @@ def _record(rollout: Rollout, key: StepKey) -> StepRecord | None:
 # -- failure and revert --------------------------------------------------------------------------------
 
 
-def _after_failure(rollout: Rollout) -> ev.Event | None:
+def _after_failure(service: Service, rollout: Rollout) -> ev.Event | None:
     if rollout.running_steps():
         return None
-    if any(True for _ in _due(rollout)):
+    if any(True for _ in due(service, rollout)):
         return ev.RevertStarted(rollout.service, rollout.id, rollout.failure or "failed")
     return _end(rollout)
-
-
-def _due(rollout: Rollout) -> Iterator[Task]:
-    """The reverts that have not begun, newest first."""
-    for name in reversed(rollout.touched):
-        task = rollout.forward[name]
-        steps = revert_steps(rollout.policy, task)
-        if not steps or name in rollout.revert:
-            continue
-        back = Task(
-            upstream=name,
-            direction=Direction.REVERT,
-            steps=steps,
-            old_dial=task.new_dial or task.old_dial,
-            old_version=rollout.version,
-            new_dial=task.old_dial,
-            new_version=task.old_version,
-        )
-        if _refused(rollout, task, back) is None:
-            yield back
-
-
-def _refused(rollout: Rollout, task: Task, back: Task) -> str | None:
-    """Why an upstream is not brought back, or None when it is."""
-    if not task.swapped:
-        return None  # nothing was replaced: it is only let in again
-    wanted = rollout.abort.revert if rollout.abort else rollout.policy.auto_revert
-    if not wanted:
-        return "a revert was not wanted"
-    if not replaces(back):
-        return None
-    if task.old_version is None:
-        return "the version before is not known (set `version` of the upstream in the configuration)"
-    if task.old_version == rollout.version:
-        return f"what ran before was {rollout.version} as well: there is nothing to go back to"
-    return None
-
-
-def _left(rollout: Rollout) -> list[tuple[str, str]]:
-    """Upstreams that were replaced and are not brought back, with the reason."""
-    left = []
-    for name in rollout.touched:
-        task = rollout.forward[name]
-        steps = revert_steps(rollout.policy, task)
-        back = rollout.revert.get(name)
-        if not task.swapped or not steps or (back is not None and back.done):
-            continue
-        probe = Task(name, Direction.REVERT, steps, task.old_dial, None, task.old_dial, task.old_version)
-        left.append((name, _refused(rollout, task, probe) or "its revert did not end"))
-    return left
 
 
 def _revert(service: Service, rollout: Rollout, world: World, now: float) -> ev.Event | None:
@@ -284,38 +248,40 @@ def _revert(service: Service, rollout: Rollout, world: World, now: float) -> ev.
     started = _advance(rollout, rollout.revert)
     if started is not None:
         return started
-    due = [task for task in _due(rollout) if task.upstream in service.upstreams]
-    if not due:
+    wanted = list(due(service, rollout))
+    if not wanted:
         unfinished = any(not task.done for task in rollout.revert.values())
         return None if unfinished or rollout.paused else _end(rollout)
     if rollout.paused:
         return None
     # Newest first: only the newest may begin, or one that takes nothing out of traffic.
-    return _begin(service, rollout, due, world, now)
+    return _begin(service, rollout, wanted, world, now)
 
 
-def ending(rollout: Rollout) -> tuple[Phase, str]:
-    """The state and reason a rollout that did not succeed ends with, as things stand."""
-    failure = rollout.failure or "failed"
-    if rollout.revert_failure is not None:
-        return Phase.STUCK, (
-            f"{failure}; bringing the old version back failed as well: {rollout.revert_failure}. "
-            f"{_works_on(rollout)} what still works. Look at the failed upstream, repair it, and say "
-            f"`trafficd ready {rollout.service} UPSTREAM`, or deploy a version that works"
-        )
-    replaced = [name for name in rollout.touched if rollout.forward[name].swapped]
-    left = _left(rollout)
-    if not replaced:
-        return Phase.FAILED, f"{failure}; nothing was replaced"
+def _wind_down(service: Service, rollout: Rollout, world: World, now: float) -> ev.Event | None:
+    """What a superseded rollout still does: upstreams that serve already get rid of the old instance beside the
+    new one, and a new instance beside an old one that serves is stopped. Nothing is brought back: the next rollout
+    begins with what is out of traffic now."""
+    serving = {name: task for name, task in rollout.forward.items() if task.admitted}
+    started = _advance(rollout, serving) or _advance(rollout, rollout.revert)
+    if started is not None:
+        return started
+    if rollout.running_steps():
+        return None
+    # An old instance that may still have requests must not be replaced unseen: then it is a revert after all.
+    stopped = next((f"{name}: {task.failed}" for name, task in serving.items() if task.failed), None)
+    if stopped is not None and any(True for _ in due(service, rollout)):
+        return ev.RevertStarted(rollout.service, rollout.id, stopped)
+    left = [task for task in orphans(rollout) if task.upstream in service.upstreams]
     if left:
-        what = "; ".join(f"{name} was not brought back: {why}" for name, why in left)
-        return Phase.FAILED, f"{failure}; {what}"
-    return Phase.REVERTED, failure
-
-
-def _works_on(rollout: Rollout) -> str:
-    called = any(address(task.old_dial) for task in rollout.forward.values())
-    return "Traffic goes to" if called else "The work is left to"
+        return _begin(service, rollout, left, world, now)
+    failed = [
+        f"the new instance of {name} may still run: {task.failed}"
+        for name, task in rollout.revert.items()
+        if task.failed
+    ]
+    reason = "; ".join((f"superseded by {rollout.superseded_by}", *failed))
+    return ev.RolloutEnded(rollout.service, rollout.id, Phase.FAILED, reason)
 
 
 def _end(rollout: Rollout) -> ev.Event | None:

@@ -38,9 +38,9 @@ class Requests:
         return upstream
 
     def rollout(self, rollout_id: str) -> Rollout:
-        """The newest rollout, if it has this id."""
-        rollout = self.state.rollout
-        if rollout is None or rollout.id != rollout_id:
+        """The newest rollout, or the one that waits behind it, if it has this id."""
+        rollout = self.state.named(rollout_id)
+        if rollout is None:
             raise NotFoundError(f"service {self.state.name} has no live rollout {rollout_id!r}")
         return rollout
 

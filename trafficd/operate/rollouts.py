@@ -1,19 +1,33 @@
-"""Requests about rollouts: begin, go back, pause, resume, promote, abort."""
+"""Requests about rollouts: begin, queue, take over, go back, pause, resume, promote, abort.
+
+One rollout of a service is live, and at most one is pending behind it (`core.queue` says when it begins). What can
+be refused at once is refused when it is asked for, also for one that is only queued.
+"""
 
 from __future__ import annotations
 
 import secrets
 import time
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
 
 from trafficd.config import RolloutOverrides
 from trafficd.core import events as ev
-from trafficd.core.model import Freeze, Order, Phase, Policy, Rollout, Service, World
-from trafficd.core.routing import available
+from trafficd.core import queue
+from trafficd.core.model import Freeze, Order, Phase, Policy, Rollout, Service
 from trafficd.errors import ConflictError, InvalidError, ProxyUnavailableError
 from trafficd.operate.requests import Requests
 
 STRATEGIES = ("rolling",)
+
+
+class IfLive(StrEnum):
+    """What becomes of a rollout that is asked for while another one is live or pending."""
+
+    REFUSE = "refuse"
+    QUEUE = "queue"  # it begins when the live one has ended
+    SUPERSEDE = "supersede"  # the live one stops where it stands, and it takes over
 
 
 @dataclass
@@ -30,6 +44,7 @@ class RolloutRequests(Requests):
         message: str = "",
         key: str | None = None,
         back: bool = False,
+        if_live: IfLive = IfLive.REFUSE,
     ) -> Rollout:
         """Begin a rollout of `version`. `back`: to a version that ran before, which a freeze does not forbid."""
         if strategy not in STRATEGIES:
@@ -41,36 +56,52 @@ class RolloutRequests(Requests):
         if policy.order is Order.START_FIRST and not self.section.routed:
             raise InvalidError(f"order: {self.state.name} is a service of workers, which have no second address")
         rollout_id = f"r-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+        wish = _Wish(rollout_id, version, strategy, actor, message, key)
+        if if_live is not IfLive.REFUSE and (self.state.live or self.state.pending):
+            return await self._queue(wish, overrides or RolloutOverrides(), policy, if_live)
+        # Made of the state that it is checked against: whatever changes in between is refused by the check.
+        event, before = queue.started(self.state, policy, **wish._asdict()), self.state
 
         def check(state: Service) -> None:
             self._refuse_left(state)
-            if tuple(state.upstreams) != names:
+            if tuple(state.upstreams) != names or (state.stable, state.carried) != (before.stable, before.carried):
                 raise ConflictError(f"the upstreams of {state.name} were changed at the same moment; try again")
-            if state.live is not None:
-                raise ConflictError(
-                    f"rollout {state.live.id} to {state.live.version} is live ({state.live.phase}); "
-                    f"one at a time: wait for it, or `trafficd abort {state.name}`"
-                )
+            _refuse_second(state, back=back)
             if not back:
                 _refuse_frozen(state, time.time())
-            _refuse_hopeless(state, policy, self.engine.world(), routed=self.section.routed)
+            _refuse(queue.hopeless(state, policy, self.engine.world()))
+
+        await self.engine.record(event, check)
+        return self.rollout(rollout_id)
+
+    async def _queue(self, wish: _Wish, overrides: RolloutOverrides, policy: Policy, if_live: IfLive) -> Rollout:
+        """Let a rollout wait behind the live one, or take over from it; it takes the place of a pending one."""
+        live = self.state.live if if_live is IfLive.SUPERSEDE else None
+
+        def check(state: Service) -> None:
+            self._refuse_left(state)
+            _refuse_frozen(state, time.time())
+            _refuse(queue.cramped(state, policy))
+            if live is None or state.live is None:
+                return
+            if state.live.id != live.id:
+                raise ConflictError(f"rollout {state.live.id} began at the same moment; try again")
+            if not queue.supersedable(state.live):
+                raise ConflictError(
+                    f"rollout {live.id} is {state.live.phase}, which is brought to its end first: repeat with "
+                    f'--queue ("if_live": "queue"), so that {wish.version} begins after it'
+                )
 
         await self.engine.record(
-            ev.RolloutStarted(
+            ev.RolloutQueued(
                 service=self.state.name,
-                rollout=rollout_id,
-                version=version,
-                strategy=strategy,
-                policy=policy,
-                upstreams=names,
-                previous={name: upstream.version for name, upstream in self.state.upstreams.items()},
-                actor=actor,
-                message=message,
-                key=key,
+                overrides=overrides.plain(),
+                supersedes=live.id if live is not None else None,
+                **wish._asdict(),
             ),
             check,
         )
-        return self.rollout(rollout_id)
+        return self.rollout(wish.rollout)
 
     async def rollback(self, *, actor: str = "", key: str | None = None) -> Rollout:
         """Begin a rollout back: to the stable version where something else runs, else to the one before."""
@@ -85,7 +116,15 @@ class RolloutRequests(Requests):
                 f"service {state.name} has no version before {state.stable or 'this one'} in its journal; "
                 f"deploy one by name: trafficd deploy {state.name} VERSION"
             )
+        await self._hold_back(actor)
         return await self.start(target, actor=actor, message="rollback", key=key, back=True)
+
+    async def _hold_back(self, actor: str) -> None:
+        """Whoever goes back does not want the next version to begin right after by itself."""
+        pending = self.state.pending
+        if pending is not None and self.state.live is None:
+            event = ev.Paused(self.state.name, pending.id, actor, "a rollback goes first")
+            await self.engine.record(event, lambda state: state.pending is not None and not state.pending.paused)
 
     async def freeze(self, reason: str, until: float | None, *, actor: str = "") -> None:
         """Let no rollout begin until then (seconds since the epoch; None: until thawed)."""
@@ -111,6 +150,8 @@ class RolloutRequests(Requests):
 
     async def promote(self, rollout_id: str) -> None:
         rollout = self._live(rollout_id)
+        if rollout.phase is Phase.PENDING:
+            raise ConflictError(f"rollout {rollout_id} has not begun; look at `trafficd status {self.state.name}`")
         raise ConflictError(
             f"rollout {rollout_id} is {rollout.strategy}: it has no share to promote; it goes on by itself"
         )
@@ -121,6 +162,8 @@ class RolloutRequests(Requests):
         Raises `ProxyUnavailableError` where traffic could not be moved; the engine goes on trying.
         """
         rollout = self._live(rollout_id)
+        if rollout.phase is Phase.PENDING and await self._given_up(rollout_id, actor):
+            return None
         warning = self.engine.unjournalled()
         if rollout.abort is None or rollout.abort.revert != revert:
             event = ev.AbortRequested(self.state.name, rollout_id, revert, actor)
@@ -130,7 +173,31 @@ class RolloutRequests(Requests):
                 f"rollout {rollout_id} is aborted, but traffic could not be moved: {self.engine.trouble.proxy}. "
                 "trafficd goes on trying"
             )
-        return warning
+        return warning or self._next_wish(rollout_id)
+
+    async def _given_up(self, rollout_id: str, actor: str) -> bool:
+        """Give up a pending rollout; False where it has begun, or has stopped another one and must go through."""
+        gone = False
+
+        def check(state: Service) -> bool:
+            nonlocal gone
+            waits = state.pending is not None and state.pending.id == rollout_id
+            gone = waits and not queue.takes_over(state)
+            return gone
+
+        pending = self.rollout(rollout_id)
+        await self.engine.record(queue.given_up(pending, actor), check)
+        return gone or not self.rollout(rollout_id).live
+
+    def _next_wish(self, rollout_id: str) -> str | None:
+        """What begins after the rollout that was aborted, in words for whoever aborted it."""
+        pending = self.state.pending
+        if pending is None or pending.id == rollout_id:
+            return None
+        return (
+            f"rollout {pending.id} to {pending.version} is queued and begins after; to give it up as well: "
+            f"trafficd abort {pending.id}"
+        )
 
     def _live(self, rollout_id: str) -> Rollout:
         rollout = self.rollout(rollout_id)
@@ -140,15 +207,48 @@ class RolloutRequests(Requests):
 
     async def _on_live(self, event: ev.Paused | ev.Resumed, *, paused: bool) -> None:
         def check(state: Service) -> bool:
-            if state.live is None or state.live.id != event.rollout:
+            rollout = state.named(event.rollout)
+            if rollout is None or not rollout.live:
                 raise ConflictError(f"rollout {event.rollout} has ended")
-            if state.live.paused is paused:
+            if rollout.paused is paused:
                 return False
-            if state.live.phase is Phase.ABORTING:
+            if rollout.phase is Phase.ABORTING or (rollout.abort is not None and rollout.phase is Phase.PENDING):
                 raise ConflictError(f"rollout {event.rollout} is being aborted; an abort goes first")
             return True
 
         await self.engine.record(event, check)
+
+
+class _Wish(NamedTuple):
+    """What is journalled of a rollout whether it begins or waits."""
+
+    rollout: str
+    version: str
+    strategy: str
+    actor: str
+    message: str
+    key: str | None
+
+
+def _refuse_second(state: Service, *, back: bool) -> None:
+    """One rollout at a time: a second one says that it may wait, or take over. A rollback does not wait for one
+    that has not begun."""
+    live, pending = state.live, state.pending
+    if live is not None:
+        raise ConflictError(
+            f"rollout {live.id} to {live.version} is live ({live.phase}); one at a time: wait for it, "
+            f"`trafficd abort {state.name}`, or repeat with --queue or --supersede"
+        )
+    if pending is not None and not back:
+        raise ConflictError(
+            f"rollout {pending.id} to {pending.version} is pending; one at a time: `trafficd resume {pending.id}`, "
+            f"`trafficd abort {pending.id}`, or repeat with --queue to take its place"
+        )
+
+
+def _refuse(problem: str | None) -> None:
+    if problem is not None:
+        raise ConflictError(problem)
 
 
 def _refuse_frozen(state: Service, now: float) -> None:
@@ -164,15 +264,3 @@ def _refuse_frozen(state: Service, now: float) -> None:
 def moment(at: float) -> str:
     """A point in time, for people, in UTC."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
-
-
-def _refuse_hopeless(state: Service, policy: Policy, world: World, *, routed: bool) -> None:
-    """Refuse at once what could only end in a time-out: all serve, and not one may be taken out."""
-    total = len(state.upstreams)
-    all_serve = len(available(state, world)) == total
-    if all_serve and policy.order is Order.STOP_FIRST and policy.min_ready >= total:
-        start_first = 'Use order = "start_first" with a spare_dial, or set' if routed else "Set"
-        raise ConflictError(
-            f"{state.name} has {total} upstream(s) and min_ready is {policy.min_ready}: replacing one would "
-            f"leave {total - 1}. {start_first} min_ready = {total - 1}"
-        )

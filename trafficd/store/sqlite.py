@@ -11,7 +11,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -193,19 +193,20 @@ class SqliteJournal:
         rows = await self._call(lambda: self._db.execute(query, values).fetchall())
         return [row[0] for row in rows]
 
-    async def prune(self, service: str, before: float, keep: str, *, dry: bool = False) -> int:
-        """Remove the rollouts of a service, all but `keep`, whose last event was before (s since the epoch).
+    async def prune(self, service: str, before: float, keep: Collection[str], *, dry: bool = False) -> int:
+        """Remove the rollouts of a service, all but those in `keep`, whose last event was before (s since the epoch).
 
         Returns how many events those are; `dry`: removes nothing.
         """
         old = (
-            "rollout IN (SELECT rollout FROM events WHERE service = ? AND rollout IS NOT NULL AND rollout <> ? "
+            "rollout IN (SELECT rollout FROM events WHERE service = ? AND rollout IS NOT NULL "
+            f"AND rollout NOT IN ({', '.join('?' * len(keep))}) "
             "GROUP BY rollout HAVING MAX(at) < ?)"
         )
         verb = "SELECT COUNT(*) FROM events WHERE" if dry else "DELETE FROM events WHERE"
 
         def work() -> int:
-            cursor = self._db.execute(f"{verb} {old}", (service, keep, before))
+            cursor = self._db.execute(f"{verb} {old}", (service, *keep, before))
             return int(cursor.fetchone()[0]) if dry else cursor.rowcount
 
         return await self._call(work)

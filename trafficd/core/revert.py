@@ -1,0 +1,180 @@
+"""What a rollout that did not make it brings back, and how it ends.
+
+An upstream goes back to what it ran before. Where the rollout took over from another one, or versions that never
+made it to their end still served when it began, every upstream goes to the stable version (`back_to`): touched or
+not, and also what was out of traffic then. Such a version is a stopgap; nobody has asked to have it back.
+
+Invariant: what is let in without a replacement is an instance that was never stopped, of a version that is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trafficd.core.model import Direction, Order, Phase, Rollout, Service, StepKind, Task, Upstream
+from trafficd.core.place import address
+from trafficd.core.strategy import forward_steps, replaces, revert_steps
+
+_LET_IN = (StepKind.GATE, StepKind.ADMIT)
+
+
+def due(service: Service, rollout: Rollout) -> Iterator[Task]:
+    """The reverts that have not begun: what was touched, newest first, then what else is to be gathered in."""
+    for name in reversed(rollout.touched):
+        upstream = service.upstreams.get(name)
+        back = None if upstream is None else _undo(rollout, rollout.forward[name], upstream)
+        if back is not None and name not in rollout.revert:
+            yield back
+        elif upstream is not None and rollout.gathers:
+            yield from _gathered(rollout, upstream)
+    if rollout.gathers:
+        untouched = (name for name in reversed(rollout.upstreams) if name not in rollout.touched)
+        for name in untouched:
+            upstream = service.upstreams.get(name)
+            if upstream is not None:
+                yield from _gathered(rollout, upstream)
+
+
+def orphans(rollout: Rollout) -> Iterator[Task]:
+    """The light part of a revert that a superseded rollout owes: a new instance that never got traffic, beside an
+    old one that serves, is stopped."""
+    for name in reversed(rollout.touched):
+        task = rollout.forward[name]
+        steps = _steps(rollout, task)
+        if steps == (StepKind.RETIRE,) and name not in rollout.revert:
+            yield _back(rollout, task, steps)
+
+
+def _undo(rollout: Rollout, task: Task, upstream: Upstream) -> Task | None:
+    """The revert of one turn, or None where there is none to be done."""
+    steps = _steps(rollout, task)
+    if not steps:
+        return None
+    back = _back(rollout, task, steps)
+    if not task.swapped and not _known(rollout, upstream):
+        return None
+    return back if _refused(rollout, task, back) is None else None
+
+
+def _steps(rollout: Rollout, task: Task) -> tuple[StepKind, ...]:
+    """What undoes one turn. An instance whose address the driver never named cannot be stopped by us; and what is
+    at the old address serves."""
+    steps = revert_steps(rollout.policy, task)
+    return () if steps == (StepKind.RETIRE,) and task.new_dial is None else steps
+
+
+def _known(rollout: Rollout, upstream: Upstream) -> bool:
+    """Whether what runs there, out of traffic, may be let in again as it is."""
+    return not upstream.unproven and (rollout.back_to is None or upstream.version == rollout.back_to)
+
+
+def _back(rollout: Rollout, task: Task, steps: tuple[StepKind, ...]) -> Task:
+    replaced = StepKind.SWAP in steps
+    return Task(
+        upstream=task.upstream,
+        direction=Direction.REVERT,
+        steps=steps,
+        old_dial=task.new_dial or task.old_dial,
+        old_version=rollout.version,
+        new_dial=task.old_dial,
+        new_version=(rollout.back_to if replaced else None) or task.old_version,
+    )
+
+
+def _gathered(rollout: Rollout, upstream: Upstream) -> Iterator[Task]:
+    """The task that brings an upstream home which needs more than the undoing of its turn."""
+    back = rollout.revert.get(upstream.id)
+    at_home = upstream.serving is not None and rollout.back_to in (None, upstream.version)
+    if at_home or (back is not None and not back.done):
+        return
+    light = upstream.serving is None and _known(rollout, upstream)
+    if not light and _unwanted(rollout) is not None:
+        return
+    beside = rollout.policy.order is Order.START_FIRST and not light
+    yield Task(
+        upstream=upstream.id,
+        direction=Direction.REVERT,
+        steps=_LET_IN if light else forward_steps(rollout.policy),
+        old_dial=upstream.dial,
+        old_version=upstream.version,
+        new_dial=upstream.spare_dial if beside else upstream.dial,
+        new_version=upstream.version if light else rollout.back_to,
+    )
+
+
+def _unwanted(rollout: Rollout) -> str | None:
+    """Why nothing is replaced to gather the upstreams in, or None when it is."""
+    wanted = rollout.abort.revert if rollout.abort else rollout.policy.auto_revert
+    if not wanted:
+        return "a revert was not wanted"
+    if rollout.back_to is None:
+        return "the version before is not known (set `version` of the upstream in the configuration)"
+    if rollout.back_to == rollout.version:
+        return f"the stable version is {rollout.version} as well: there is nothing to go back to"
+    return None
+
+
+def _refused(rollout: Rollout, task: Task, back: Task) -> str | None:
+    """Why an upstream is not brought back, or None when it is."""
+    if not task.swapped:
+        return None  # nothing was replaced: it is only let in again
+    wanted = rollout.abort.revert if rollout.abort else rollout.policy.auto_revert
+    if not wanted:
+        return "a revert was not wanted"
+    if not replaces(back):
+        return None
+    if back.new_version is None:
+        return "the version before is not known (set `version` of the upstream in the configuration)"
+    if back.new_version == rollout.version:
+        return f"what ran before was {rollout.version} as well: there is nothing to go back to"
+    return None
+
+
+def _left(rollout: Rollout) -> list[tuple[str, str]]:
+    """Upstreams that were replaced, or should have been gathered in, and are not back; with the reason."""
+    left = []
+    for name in rollout.touched:
+        task = rollout.forward[name]
+        steps = _steps(rollout, task)
+        back = rollout.revert.get(name)
+        if not task.swapped or not steps or (back is not None and back.done):
+            continue
+        left.append((name, _refused(rollout, task, _back(rollout, task, steps)) or "its revert did not end"))
+    known = {name for name, _ in left}
+    if rollout.gathers:
+        away = [name for name in rollout.upstreams if name not in known and not _is_home(rollout, name)]
+        left += [(name, _unwanted(rollout) or "its revert did not end") for name in away]
+    return left
+
+
+def _is_home(rollout: Rollout, name: str) -> bool:
+    """Whether an upstream is where a revert that gathers all wants it, as far as the rollout itself tells."""
+    back = rollout.revert.get(name)
+    if back is not None and StepKind.ADMIT in back.steps:
+        return back.done and rollout.back_to in (None, back.new_version)
+    return name not in rollout.out and rollout.back_to in (None, rollout.previous.get(name))
+
+
+def ending(rollout: Rollout) -> tuple[Phase, str]:
+    """The state and reason a rollout that did not succeed ends with, as things stand."""
+    failure = rollout.failure or "failed"
+    if rollout.revert_failure is not None:
+        return Phase.STUCK, (
+            f"{failure}; bringing the old version back failed as well: {rollout.revert_failure}. "
+            f"{_works_on(rollout)} what still works. Look at the failed upstream, repair it, and say "
+            f"`trafficd ready {rollout.service} UPSTREAM`, or deploy a version that works"
+        )
+    replaced = [name for name in rollout.touched if rollout.forward[name].swapped]
+    gathered = [task for task in rollout.revert.values() if replaces(task)]
+    left = _left(rollout)
+    if left:
+        what = "; ".join(f"{name} was not brought back: {why}" for name, why in left)
+        return Phase.FAILED, f"{failure}; {what}"
+    if not replaced and not gathered:
+        return Phase.FAILED, f"{failure}; nothing was replaced"
+    return Phase.REVERTED, failure
+
+
+def _works_on(rollout: Rollout) -> str:
+    called = any(address(task.old_dial) for task in rollout.forward.values())
+    return "Traffic goes to" if called else "The work is left to"
