@@ -381,6 +381,7 @@ class Engine:
             dial=done.outcome.dial,
             cut=done.cut,
             output=done.outcome.output,
+            begun=done.outcome.begun,
         )
         # From here on an abort must not cancel it: the end may be on disk already, and a step whose end was
         # journalled but never folded would be waited for until the daemon is restarted.

@@ -95,12 +95,14 @@ class Swap:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a step ended. `dial` is set where the driver chose the address."""
+    """How a step ended. `dial` is set where the driver chose the address. `begun` is False only where it is certain
+    that nothing was done."""
 
     ok: bool
     reason: str = ""
     output: str = ""
     dial: str | None = None
+    begun: bool = True
 
 
 class Driver(Protocol):

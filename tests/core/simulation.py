@@ -31,7 +31,8 @@ from trafficd.core.plan import Decision, decide
 from trafficd.core.queue import started
 
 Decide = Callable[[Service, World, float], Decision]
-Fate = Callable[[StepKey], str]  # "ok", or a reason why the step fails
+Fate = Callable[[StepKey], str]  # "ok", or a reason why the step fails; NOT_BEGUN: before it did anything
+NOT_BEGUN = "no such program"
 
 
 class UnsafeError(AssertionError):
@@ -169,13 +170,14 @@ class Simulation:
                 ok=fate == "ok",
                 reason="" if fate == "ok" else fate,
                 dial=dial,
+                begun=fate != NOT_BEGUN,
             )
         )
 
     def _act(self, rollout: Rollout, key: StepKey, fate: str) -> str | None:
         tasks = rollout.forward if key.direction is Direction.FORWARD else rollout.revert
         task = tasks.get(key.upstream or "")
-        if task is None:
+        if task is None or fate == NOT_BEGUN:
             return None
         match key.kind:
             case StepKind.SWAP:

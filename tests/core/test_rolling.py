@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.core.simulation import Simulation, UnsafeError, fleet_of, start
+from tests.core.simulation import NOT_BEGUN, Simulation, UnsafeError, fleet_of, start
 from trafficd.core import events as ev
-from trafficd.core.invariants import InvariantError
+from trafficd.core.invariants import InvariantError, check
 from trafficd.core.model import Direction, Health, Order, Phase, Policy, Service, StepKey, StepKind, World
 from trafficd.core.plan import Decision, decide
 
@@ -111,6 +113,64 @@ def test_a_failed_revert_is_stuck_and_keeps_what_works() -> None:
     assert rollout.phase is Phase.STUCK
     assert "trafficd ready" in rollout.reason
     assert set(sim.fleet.shares) == {"10.0.0.1:80", "10.0.0.3:80"}  # v2 on a, v1 on c
+
+
+def test_what_could_not_even_be_started_leaves_the_old_instance_serving() -> None:
+    sim = fleet_of(3)
+    start(sim, policy())
+    sim.fate = lambda key: NOT_BEGUN if key.kind is StepKind.SWAP else "ok"
+    rollout = sim.run()
+    assert rollout.phase is Phase.FAILED
+    assert "nothing was replaced" in rollout.reason
+    assert {u.version for u in sim.service.upstreams.values()} == {"v1"}
+    assert len(sim.fleet.shares) == 3
+    assert StepKind.SWAP not in {step for task in rollout.revert.values() for step in task.steps}
+
+
+def test_a_revert_that_cannot_drain_leaves_the_new_instance_its_traffic() -> None:
+    sim = fleet_of(2)
+    start(sim, policy(drain_timeout=1.0))
+    bad = {(Direction.FORWARD, "b", StepKind.GATE), (Direction.REVERT, "a", StepKind.DRAIN)}
+    sim.fate = lambda key: "not counted" if (key.direction, key.upstream, key.kind) in bad else "ok"
+    rollout = sim.run()
+    assert rollout.phase is Phase.STUCK
+    a = sim.service.upstreams["a"]
+    assert (a.version, a.serving) == ("v2", a.dial)
+    sim.settle()
+    assert sim.fleet.shares.get(a.dial), "traffic stays on what works"
+
+
+def test_a_hold_does_not_switch_min_ready_off() -> None:
+    sim = fleet_of(3)
+    sim.record(ev.Held("web"))
+    sim.settle()
+    start(sim, policy(max_parallel=3, min_ready=2, hooks=(), prepares=False))
+    for _ in range(20):
+        sim.settle()
+        assert sum(1 for u in sim.service.upstreams.values() if u.serving) >= 2
+        for step in sim.running():
+            sim.perform(step.key)
+    assert sim.service.rollout is not None
+    assert sim.service.rollout.phase is Phase.SUCCEEDED
+
+
+def test_success_with_an_upstream_out_of_traffic_would_be_caught() -> None:
+    sim = fleet_of(2)
+    start(sim, policy())
+    while sim.service.live is not None:
+        decision = sim.decide(sim.service, sim.world(), sim.now)
+        if isinstance(decision.event, ev.RolloutEnded):
+            break
+        sim.settle(1) if decision.event is None else sim.record(decision.event)
+        for step in sim.running():
+            sim.perform(step.key)
+        sim.fleet.shares = dict(sim.decide(sim.service, sim.world(), sim.now).weights)
+    a = sim.service.upstreams["a"]
+    out = replace(sim.service, upstreams={**sim.service.upstreams, "a": replace(a, serving=None)})
+    ended = ev.RolloutEnded("web", "r1", Phase.SUCCEEDED)
+    check(sim.service, sim.world(), ended)
+    with pytest.raises(InvariantError, match="S9: a is out of traffic"):
+        check(out, sim.world(), ended)
 
 
 def test_a_revert_to_what_already_ran_is_refused() -> None:

@@ -252,7 +252,8 @@ class StepStarted:
 
 @dataclass(frozen=True)
 class StepEnded:
-    """`dial` is the address the driver returned, where it chose one itself."""
+    """`dial` is the address the driver returned, where it chose one itself. `begun` is False where it is certain that
+    nothing was done: a program that could not be started."""
 
     service: str
     rollout: str
@@ -264,6 +265,7 @@ class StepEnded:
     dial: str | None = None
     cut: Cut | None = None
     output: str = ""
+    begun: bool = True
     type: Literal["step_ended"] = "step_ended"
 
 

@@ -9,7 +9,7 @@ S5  Nothing is touched before every upstream is prepared.
 S6  An upstream has at most one running step.
 S7  What is admitted has just passed its gate.
 S8  A rollout ends, and a revert begins, only when no step is running.
-S9  Succeeded means: every upstream of the rollout runs its version.
+S9  Succeeded means: every upstream of the rollout runs its version, and serves unless an operator drained it.
 S10 A rollout begins only when none is live.
 S11 A take-over takes nothing out of traffic: neither where the old rollout is stopped nor where the new one begins.
 """
@@ -130,3 +130,4 @@ def _check_success(service: Service, rollout: Rollout) -> None:
                 "S9",
                 f"{name} runs {upstream.version}, not {rollout.version}",
             )
+            _require(upstream.serving is not None or upstream.drained, "S9", f"{name} is out of traffic")

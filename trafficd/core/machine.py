@@ -374,9 +374,7 @@ def _failed(rollout: Rollout, reason: str) -> Rollout:
 
 def _task_step_ended(service: Service, rollout: Rollout, task: Task, event: ev.StepEnded) -> Service:
     if not event.ok:
-        task = replace(task, running=False, failed=event.reason or "failed")
-        failure = f"{task.upstream}: {event.step}: {event.reason}"
-        return replace(service, rollout=_failed(_put_task(rollout, task), failure))
+        return _task_step_failed(service, rollout, task, event)
     task = replace(task, running=False, cursor=task.cursor + 1, new_dial=event.dial or task.new_dial)
     service = replace(service, rollout=_put_task(rollout, task))
     upstream = service.upstreams.get(task.upstream)
@@ -384,3 +382,29 @@ def _task_step_ended(service: Service, rollout: Rollout, task: Task, event: ev.S
         # Stop first: what runs at this one address is the new version now, in traffic or not.
         service = _put(service, replace(upstream, version=task.new_version))
     return service
+
+
+def _task_step_failed(service: Service, rollout: Rollout, task: Task, event: ev.StepEnded) -> Service:
+    task = replace(task, running=False, failed=event.reason or "failed")
+    if not event.begun:
+        task = _unmarked(task, event.step)
+    failure = f"{task.upstream}: {event.step}: {event.reason}"
+    service = replace(service, rollout=_failed(_put_task(rollout, task), failure))
+    upstream = service.upstreams.get(task.upstream)
+    if event.step is StepKind.DRAIN and upstream is not None and _untouched(upstream, task):
+        service = _put(service, replace(upstream, serving=task.old_dial))
+    return service
+
+
+def _untouched(upstream: Upstream, task: Task) -> bool:
+    """Whether what was only to be drained runs as before, and may have its traffic back."""
+    return upstream.serving is None and not upstream.unproven and upstream.dial == task.old_dial
+
+
+def _unmarked(task: Task, step: StepKind) -> Task:
+    """The task with a step that it turned out not to have begun: there is nothing of it to undo."""
+    return replace(
+        task,
+        swapped=task.swapped and step is not StepKind.SWAP,
+        retired=task.retired and step is not StepKind.RETIRE,
+    )

@@ -47,9 +47,9 @@ def route(service: Service, world: World) -> Routing:
 
 
 def available(service: Service, world: World) -> frozenset[str]:
-    """The ids of the upstreams that carry traffic and are up: what `min_ready` counts. In maintenance: those that
-    would, so that a deploy goes on behind the static answer as it would in the open."""
-    weights = route(replace(service, maintenance=None), world).weights
+    """The ids of the upstreams that carry traffic and are up: what `min_ready` counts. In maintenance, and while
+    requests are held: those that would, as they will have to in a moment."""
+    weights = route(replace(service, maintenance=None, held=False), world).weights
     return frozenset(
         u.id for u in service.upstreams.values() if u.serving and weights.get(u.serving, 0) > 0 and world.up(u.id)
     )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from proxy.model import parse_dial
 from trafficd.errors import TrafficdError
 from trafficd.ports import Outcome, Swap
-from trafficd.swap.process import CommandRunner
+from trafficd.swap.process import CommandRunner, NotBegunError
 
 _MARK = "TRAFFICD_DIAL="
 
@@ -55,10 +55,10 @@ class CommandDriver:
         try:
             ended = await self._runner.run(name, slot, argv, environment(swap), left)
         except TrafficdError as error:
-            return Outcome(ok=False, reason=str(error))
+            return Outcome(ok=False, reason=str(error), begun=not isinstance(error, NotBegunError))
         # The run is not forgotten here: were we killed before its end is in the journal, it would run twice.
         if not ended.ok:
-            return Outcome(False, ended.explain(argv[0], swap.timeout), ended.output)
+            return Outcome(False, ended.explain(argv[0], swap.timeout), ended.output, begun=ended.begun)
         return _returned(ended.output)
 
 

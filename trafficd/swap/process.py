@@ -29,12 +29,21 @@ KEEP = 7 * 86_400.0  # s that the end of a run is remembered
 _POLL = 0.02
 
 
+class NotBegunError(TrafficdError):
+    """A command was not started."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a command ended. `word` is the supervisor's; `output` the end of what the command wrote."""
 
     word: str
     output: str
+
+    @property
+    def begun(self) -> bool:
+        """Whether the command was started at all."""
+        return not self.word.startswith("error")
 
     @property
     def ok(self) -> bool:
@@ -92,7 +101,7 @@ class CommandRunner:
         try:
             pid = self._spawn(run_dir, lock, argv, environment, timeout)
         except (OSError, ValueError) as error:
-            raise TrafficdError(f"{argv[0]} could not be started: {error}") from error
+            raise NotBegunError(f"{argv[0]} could not be started: {error}") from error
         supervisor = _Supervisor(pid)
         try:
             await _until(supervisor.gone)
@@ -135,7 +144,7 @@ class CommandRunner:
             case supervise.GIVEN_UP:
                 return Ended("ended", "")
             case supervise.BUSY:
-                raise TrafficdError(
+                raise NotBegunError(
                     f"{program} was not started: another command for the same upstream still runs "
                     f"(process group {_holder(lock)}); end it, then try again"
                 )
