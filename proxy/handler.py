@@ -368,6 +368,30 @@ def remove(config: Json | None, ids: Collection[str]) -> Json:
     return edited
 
 
+def strays(config: Json | None, kept: Collection[str], former: Collection[str], slots_path: str) -> frozenset[str]:
+    """The ids of routes of ours, and of their sites, whose service is no more: not of those that are `kept`, and
+    either one of `former` ones or over slots below `slots_path`. Another daemon's routes are neither."""
+    servers = (config or {}).get("apps", {}).get("http", {}).get("servers", {})
+    found: set[str] = set()
+    for route in (route for server in servers.values() for route in server.get("routes") or []):
+        name = _service_of(str(route.get("@id", "")))
+        if name is not None and name not in kept and (name in former or f"{{file.{slots_path}/" in str(route)):
+            found.add(str(route["@id"]))
+    return frozenset(found)
+
+
+def _service_of(route_id: str) -> str | None:
+    """The service that a route of ours, or a site, belongs to."""
+    if route_id.startswith(SITE_ID):
+        return route_id.removeprefix(SITE_ID).partition(":")[0]
+    return route_id.removeprefix("trafficd-") if route_id.startswith("trafficd-") else None
+
+
+def take_out(config: Json, ids: Collection[str]) -> None:
+    """`remove`, in place."""
+    _take_out(config.get("apps", {}).get("http", {}).get("servers", {}), ids)
+
+
 def _take_out(servers: Json, ids: Collection[str], but: str | None = None) -> None:
     for name, server in list(servers.items()):
         routes = server.get("routes", [])
@@ -403,18 +427,23 @@ def route_ids(config: Json | None) -> frozenset[str]:
 def static_dials(config: Json | None) -> frozenset[str]:
     """Every address that the configuration names as an upstream itself, anywhere. Caddy shows only the static
     count of such an address, so what goes there through slots cannot be counted."""
-    found: set[str] = set()
-    pending: list[Any] = [config]
+    return frozenset(static_places(config))
+
+
+def static_places(config: Json | None) -> dict[str, str]:
+    """The same, each with a place in which it stands."""
+    found: dict[str, str] = {}
+    pending: list[tuple[str, Any]] = [("", config)]
     while pending:
-        value = pending.pop()
+        place, value = pending.pop()
         if isinstance(value, dict):
             dial = value.get("dial")
             if isinstance(dial, str) and "{" not in dial:
-                found.add(dial)
-            pending.extend(value.values())
+                found[dial] = place.lstrip(".")
+            pending.extend((f"{place}.{key}", inner) for key, inner in value.items())
         elif isinstance(value, list):
-            pending.extend(value)
-    return frozenset(found)
+            pending.extend((f"{place}.{index}", inner) for index, inner in enumerate(value))
+    return found
 
 
 def server_port(config: Json | None, server: str) -> int | None:

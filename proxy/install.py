@@ -15,7 +15,7 @@ import contextlib
 import copy
 import secrets
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import httpx
 
 from proxy.admin import TOO_OLD, Admin
 from proxy.errors import CaddyRefusedError, CaddyTooOldError, ProxyError, SlotError, SlotsNotResolvedError
-from proxy.handler import PROBE_ID, Json, probe_server, put_server, remove, route_ids, server_port
+from proxy.handler import PROBE_ID, Json, probe_server, put_server, remove, route_ids, server_port, strays, take_out
 from proxy.slots import SlotDirectory
 from proxy.ways import ByAdmin, Way
 
@@ -43,6 +43,7 @@ class Installed:
     proving: bool = False
     notes: dict[str, list[str]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    removed: list[str] = field(default_factory=list)  # routes of services that are no more, by @id
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,26 @@ class Probing:
     path: str
 
 
-def wanted(config: Json | None, ways: Sequence[Way], probing: Probing | None) -> tuple[Json, Installed]:
-    """The configuration with all these services in it, and the probe's server. Pure."""
+@dataclass(frozen=True)
+class Household:
+    """What is ours in Caddy besides the services that are written: those that stay as they are (`kept`), and those
+    that were ours once (`former`). A route of a service that is no more would go before the one that took its place."""
+
+    kept: Collection[str] = ()
+    former: Collection[str] = ()
+    slots_path: str = ""
+
+
+def wanted(
+    config: Json | None, ways: Sequence[Way], probing: Probing | None, household: Household | None = None
+) -> tuple[Json, Installed]:
+    """The configuration with all these services in it, and the probe's server; without those that are no more. Pure."""
     edited: Json = copy.deepcopy(config) if config else {}
     told = Installed()
+    if household is not None:
+        gone = strays(config, household.kept, household.former, household.slots_path)
+        told.removed = sorted(gone)
+        take_out(edited, gone)
     for way in ways:
         try:
             notes = way.put(edited)
@@ -72,7 +89,13 @@ def wanted(config: Json | None, ways: Sequence[Way], probing: Probing | None) ->
     return edited, told
 
 
-async def install(admin: Admin, ways: Sequence[Way], root: Path, root_in_caddy: str | None = None) -> Installed:
+async def install(
+    admin: Admin,
+    ways: Sequence[Way],
+    root: Path,
+    root_in_caddy: str | None = None,
+    household: Household | None = None,
+) -> Installed:
     """Make Caddy serve these services, from the slots under `root` where they have some.
 
     `root_in_caddy` is the same directory as Caddy sees it, where that differs. What was written is taken out
@@ -81,11 +104,11 @@ async def install(admin: Admin, ways: Sequence[Way], root: Path, root_in_caddy: 
     before, _ = await admin.config()
     proof = await proof_of(admin, root_in_caddy or str(root))
     probing = probing_for(before, root, root_in_caddy, proof)
-    edited, told = wanted(before, ways, probing)
+    edited, told = wanted(before, ways, probing, household)
 
     def change(config: Json | None) -> Json:
         nonlocal edited, told
-        edited, told = wanted(config, ways, probing)
+        edited, told = wanted(config, ways, probing, household)
         return edited
 
     told.written = await admin.edit(change)

@@ -115,7 +115,7 @@ class Daemon:
         wanted = self.config if self.path is None else load(self.path)
         left = frozenset(name for name, engine in self._composer.engines.items() if engine.state.left)
         try:
-            return await preview(wanted, self._admin, left)
+            return await preview(wanted, self._admin, left, await self._journal.services())
         except ProxyError as error:
             raise ProxyUnavailableError(str(error)) from error
 

@@ -14,7 +14,7 @@ import asyncio
 import copy
 import logging
 import time
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,8 +29,8 @@ from proxy.errors import (
     ProxyError,
     SlotsNotResolvedError,
 )
-from proxy.handler import Json
-from proxy.install import Installed, free_port, install
+from proxy.handler import Json, static_places
+from proxy.install import Household, Installed, free_port, install
 from proxy.maintenance import StaticAnswer
 from proxy.pools import SlotPool
 from proxy.server import CaddyServer
@@ -46,6 +46,7 @@ log = logging.getLogger("trafficd.link")
 _RETRY = 1.0  # s between attempts to reach Caddy
 _WATCH_LIVE = 1.0  # s between looks at its configuration while a rollout is live, or something is missing in it
 _WATCH_IDLE = 5.0
+_OFFERED_AGAIN = 15.0  # s until Caddy is offered again what it refused, while nothing else changes
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,16 @@ class Link:
     managed: CaddyServer | None = None
     sites: Sites | None = None
     services: dict[str, Linked] = field(default_factory=dict)
+    former: frozenset[str] = frozenset()  # services that had a route once
     tried: asyncio.Event = field(default_factory=asyncio.Event)
     _unfit: str | None = None  # the process of Caddy that was proved unfit
+    _etag: str = ""  # of the configuration that was looked at last
+    _again: dict[str, float] = field(default_factory=dict)  # when what Caddy refused is offered again (monotonic)
     _tied: set[str] = field(default_factory=set)  # seen in Caddy's configuration since the daemon began
 
     async def run(self) -> None:
         """Connect, then watch, for ever. Raises `ProxyError` when this Caddy cannot do what slots need."""
-        if not self.services:
+        if not self.services and not self.former:
             await self._idle()
         await self._connect()
         async with asyncio.TaskGroup() as group:
@@ -115,7 +119,13 @@ class Link:
         wanted = {name: self.services[name] for name in names}
         refused = {name: _NOBODY_YET for name, one in wanted.items() if _must_wait(one)}
         ways = [one.way for name, one in wanted.items() if name not in refused]
-        told = await install(self.admin, ways, self.root, self.root_in_caddy) if ways else Installed()
+        told = await self._written(ways)
+        for name in told.refused:
+            self._again[name] = time.monotonic() + _OFFERED_AGAIN
+        if told.removed:
+            log.warning(
+                "taken out of Caddy's configuration, as their services are no more: %s", ", ".join(told.removed)
+            )
         refused |= {name: text.removeprefix(f"services.{name}: ") for name, text in told.refused.items()}
         for name, one in wanted.items():
             for note in told.notes.get(name, ()):
@@ -131,6 +141,25 @@ class Link:
         if placed := sorted(wanted.keys() - refused.keys()):
             what = "written into Caddy's configuration" if told.written else "in Caddy's configuration already"
             log.info("%s: %s", what, ", ".join(placed))
+
+    async def _written(self, ways: Sequence[Way]) -> Installed:
+        """One write for all of them; where Caddy refuses it, one for each, so that none keeps the others out."""
+        path = self.root_in_caddy or str(self.root)
+        try:
+            household = Household(self.services.keys(), self.former, path)
+            return await install(self.admin, ways, self.root, self.root_in_caddy, household)
+        except ConfigConflictError:
+            raise
+        except CaddyRefusedError as error:
+            if len(ways) < 2:
+                return Installed(refused={way.route.service: str(error) for way in ways})
+        told = Installed()
+        for way in ways:
+            one = await self._written([way])
+            told.written |= one.written
+            told.notes |= one.notes
+            told.refused |= one.refused
+        return told
 
     def _say(self, text: str) -> None:
         for linked in self.services.values():
@@ -151,6 +180,9 @@ class Link:
                 changed = await self.admin.config_unless(seen)
                 if changed is not None:
                     config, etag = changed
+                    if etag != self._etag:
+                        self._again.clear()  # what stood in the way may be gone
+                        self._etag = etag
                     seen = etag if await self._settled(config) else ""
             except ProxyError as error:
                 self._say(str(error))
@@ -176,7 +208,21 @@ class Link:
         for name, one in self.services.items():
             if one.engine.state.maintenance is not None and not maintenance.present(config):
                 await self.maintenance(name)
+        self._note_uncountable(config)
         return await self._sites_back() and not missing
+
+    def _note_uncountable(self, config: Json | None) -> None:
+        """Say which addresses Caddy's configuration names itself too: of those it shows only its own count."""
+        places = static_places(config)
+        for linked in self.services.values():
+            state = linked.engine.state
+            shared = [] if state.left else [u.dial for u in state.upstreams.values() if u.dial in places]
+            text = "".join(
+                f"{dial} is also named at {places[dial]} of Caddy's configuration, so what is open on it cannot be "
+                "counted, and a drain would have to guess. Take it out there, or give the instance another port"
+                for dial in shared[:1]
+            )
+            linked.engine.troubled("counts", text)
 
     async def _sites_back(self) -> bool:
         """Put back the sites that are gone; whether all are there. The routes come first: a site that Caddy refuses
@@ -197,10 +243,11 @@ class Link:
         configuration, and a handler that is taken over answers nobody until it is given back."""
         if self._unfit is not None and self._unfit != await self._process():
             self._unfit = None  # another Caddy by now, perhaps with the mount
-        if not names or self._unfit is not None:
+        due = sorted(name for name in names if self._again.get(name, 0.0) <= time.monotonic())
+        if not due or self._unfit is not None:
             return
         try:
-            await self._install(sorted(names))
+            await self._install(due)
         except (SlotsNotResolvedError, CaddyTooOldError) as error:
             self._unfit = await self._process()
             for name in names:

@@ -11,7 +11,7 @@ from functools import partial
 from proxy.admin import Admin
 from proxy.admin_pool import COST
 from proxy.difference import difference
-from proxy.install import probing_for, proof_of, wanted
+from proxy.install import Household, probing_for, proof_of, wanted
 from proxy.snippet import snippet
 from proxy.ways import ByAdmin, Imported, Way
 from trafficd.config import Config
@@ -53,8 +53,11 @@ class Preview:
         return any(service.refused for service in self.services)
 
 
-async def preview(config: Config, admin: Admin, left: frozenset[str] = frozenset()) -> Preview:
-    """The write that this configuration would make now. Services that were `left` are left alone.
+async def preview(
+    config: Config, admin: Admin, left: frozenset[str] = frozenset(), former: frozenset[str] = frozenset()
+) -> Preview:
+    """The write that this configuration would make now. Services that were `left` are left alone; routes of `former`
+    ones go.
 
     Raises `ProxyError` when Caddy cannot be asked.
     """
@@ -65,7 +68,8 @@ async def preview(config: Config, admin: Admin, left: frozenset[str] = frozenset
     root, elsewhere = slots_root(config), config.caddy.slots_path
     proof = await proof_of(admin, elsewhere or str(root))
     probing = probing_for(present, root, elsewhere, proof)
-    edited, told = wanted(present, list(ways.values()), probing)
+    household = Household(_routed(config), former - _routed(config), elsewhere or str(root))
+    edited, told = wanted(present, list(ways.values()), probing, household)
     lines = tuple(difference(present or {}, edited))
     services = tuple(
         ServicePreview(

@@ -16,6 +16,7 @@ from tests.system.conftest import BY_BOTH, QUICK, Raise
 from tests.system.load import load, unexpected
 from tests.system.test_deploy import service
 from tests.system.test_faults import begin, ended
+from trafficd.client import RefusedError
 from trafficd.demo.stage import Stage
 
 pytestmark = BY_BOTH
@@ -110,3 +111,29 @@ async def test_a_hanging_admin_api_is_said_and_traffic_flows_on(raise_stage: Rai
     async with asyncio.timeout(10):
         while service(stage)["trouble"]:
             await asyncio.sleep(0.1)
+
+
+async def test_an_address_that_somebody_else_names_too_is_said_with_its_place_and_no_rollout_begins(
+    raise_stage: Raise,
+) -> None:
+    stage = await raise_stage(instances=2)
+    theirs = {
+        "listen": ["127.0.0.1:0"],
+        "routes": [{"handle": [{"handler": "reverse_proxy", "upstreams": [{"dial": stage.dial(0)}]}]}],
+    }
+    async with httpx.AsyncClient(trust_env=False) as client:
+        url = f"{stage.admin_url}/config/apps/http/servers/theirs"
+        (await client.put(url, json=theirs)).raise_for_status()
+    async with asyncio.timeout(10):
+        while not service(stage)["trouble"]:
+            await asyncio.sleep(0.1)
+    said = service(stage)["trouble"][0]
+    assert f"{stage.dial(0)} is also named at apps.http.servers.theirs.routes.0.handle.0.upstreams.0" in said
+    with pytest.raises(RefusedError, match="also named"):
+        begin(stage, "v2")
+    async with httpx.AsyncClient(trust_env=False) as client:
+        (await client.delete(url)).raise_for_status()
+    async with asyncio.timeout(10):
+        while service(stage)["trouble"]:
+            await asyncio.sleep(0.1)
+    assert (await ended(stage, begin(stage, "v2")))["state"] == "succeeded"

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import time
 
 import httpx
 
 from tests.system.conftest import QUICK, Raise
 from tests.system.load import load
 from tests.system.test_deploy import service
+from tests.system.test_drift import ids
 from tests.system.test_faults import begin, ended
 from trafficd.client import Client, RefusedError
 from trafficd.demo import replace
 from trafficd.demo.stage import Stage, free_ports
+from trafficd.errors import DaemonUnreachableError
 
 
 def with_another_upstream(stage: Stage, dial: str) -> str:
@@ -98,3 +101,63 @@ async def test_what_a_live_rollout_stands_on_cannot_be_changed_under_it(raise_st
     client.close()
     await asyncio.sleep(0.5)
     assert (await ended(stage, rollout))["state"] == "succeeded"
+
+
+async def test_a_renamed_service_leaves_no_route_of_its_old_name(raise_stage: Raise) -> None:
+    stage = await raise_stage()
+    stage.config.write_text(stage.toml().replace("services.web", "services.shop"))
+    client = stage.client()
+    await asyncio.to_thread(client.call, "POST", "/v1/reload", {})
+    async with asyncio.timeout(15):
+        while "trafficd-shop" not in await ids(stage):
+            await asyncio.sleep(0.1)
+    assert "trafficd-web" not in await ids(stage)
+    async with asyncio.timeout(15):
+        while [u["in_flight"] for u in client.call("GET", "/v1/services/shop")["upstreams"]] != [0] * 3:
+            await asyncio.sleep(0.1)
+    async with load(stage.url) as result:
+        assert client.call("POST", "/v1/services/shop/upstreams/a/drain", {})["drained"]
+        begun = time.monotonic_ns()
+        await asyncio.sleep(0.5)
+    assert result.between(begun, time.monotonic_ns())[stage.dial(0)] == 0
+    assert not result.troubles()
+    client.close()
+
+
+async def test_what_the_next_life_could_not_start_with_is_refused(raise_stage: Raise) -> None:
+    stage = await raise_stage(instances=1)
+    tls = '[services.web.transport]\ntls = true\ntls_ca = "/nonexistent.pem"\n'
+    stage.config.write_text(stage.toml() + tls)
+    client = stage.client()
+    assert "tls_ca: /nonexistent.pem" in await asyncio.to_thread(refusal, client)
+    # What Caddy refuses is that service's trouble, and nobody else's.
+    other = f'[services.other]\nlisten = ["127.0.0.1:{stage.ports[0]}"]\n'
+    stage.config.write_text(stage.toml() + other)
+    await asyncio.to_thread(client.call, "POST", "/v1/reload", {})
+    async with asyncio.timeout(20):
+        while "address already in use" not in str((found := await troubles(stage)).get("other")) or found["web"]:
+            await asyncio.sleep(0.1)
+    assert (await asyncio.to_thread(service, stage))["upstreams"][0]["ready"]
+    client.close()
+
+
+async def troubles(stage: Stage) -> dict[str, list[str]]:
+    client = stage.client()
+    try:
+        found = (await asyncio.to_thread(client.call, "GET", "/v1/services"))["services"]
+        return {one["name"]: one["trouble"] for one in found}
+    except DaemonUnreachableError:
+        return {}
+    finally:
+        client.close()
+
+
+async def test_hangups_in_a_row_are_no_end(raise_stage: Raise) -> None:
+    stage = await raise_stage(instances=1)
+    assert stage.daemon is not None
+    for gap in (0.02, 0.1, 0.3, 0.6, 0.1):
+        stage.daemon.send_signal(signal.SIGHUP)
+        await asyncio.sleep(gap)
+    await asyncio.sleep(1.0)
+    assert stage.daemon.poll() is None
+    await stage.wait_ready()

@@ -66,6 +66,7 @@ class RolloutRequests(Requests):
             self._refuse_left(state)
             if tuple(state.upstreams) != names or (state.stable, state.carried) != (before.stable, before.carried):
                 raise ConflictError(f"the upstreams of {state.name} were changed at the same moment; try again")
+            self._refuse_uncountable()
             _refuse_second(state, back=back)
             if not back:
                 _refuse_frozen(state, time.time())
@@ -73,6 +74,10 @@ class RolloutRequests(Requests):
 
         await self.engine.record(event, check)
         return self.rollout(rollout_id)
+
+    def _refuse_uncountable(self) -> None:
+        if self.engine.trouble.counts:
+            raise ConflictError(self.engine.trouble.counts)
 
     async def _queue(self, wish: _Wish, overrides: RolloutOverrides, policy: Policy, if_live: IfLive) -> Rollout:
         """Let a rollout wait behind the live one, or take over from it; it takes the place of a pending one."""

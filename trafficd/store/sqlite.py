@@ -183,6 +183,11 @@ class SqliteJournal:
         rows = await self._select(f"{where} ORDER BY seq DESC LIMIT {int(limit)}", (service or "",), order="")
         return rows[::-1]
 
+    async def services(self) -> frozenset[str]:
+        """Every service that the journal knows of."""
+        rows = await self._call(lambda: self._db.execute("SELECT DISTINCT service FROM events").fetchall())
+        return frozenset(str(row[0]) for row in rows)
+
     async def rollouts(self, service: str | None, limit: int) -> list[str]:
         """The ids of the newest rollouts, newest first."""
         where, values = ("service = ? AND", (service,)) if service else ("", ())
