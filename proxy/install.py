@@ -15,17 +15,31 @@ import contextlib
 import copy
 import secrets
 import socket
+import zlib
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
+from proxy import maintenance
 from proxy.admin import TOO_OLD, Admin
 from proxy.errors import CaddyRefusedError, CaddyTooOldError, ProxyError, SlotError, SlotsNotResolvedError
-from proxy.handler import PROBE_ID, Json, probe_server, put_server, remove, route_ids, server_port, strays, take_out
+from proxy.handler import (
+    PROBE_ID,
+    Json,
+    Route,
+    probe_server,
+    put_server,
+    remove,
+    route_ids,
+    server_port,
+    strays,
+    take_out,
+)
+from proxy.maintenance import StaticAnswer
 from proxy.slots import SlotDirectory
-from proxy.ways import ByAdmin, Way
+from proxy.ways import ByAdmin, Imported, Way
 
 PROBE_FILE = ".probe"
 PROOF_FILE = ".proved"
@@ -40,6 +54,7 @@ class Installed:
     service what a person should know of the change, or why the service could not be put there."""
 
     written: bool = False
+    placed: bool = False  # a service stands there that is ours to write
     proving: bool = False
     notes: dict[str, list[str]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -62,6 +77,8 @@ class Household:
     kept: Collection[str] = ()
     former: Collection[str] = ()
     slots_path: str = ""
+    answers: Sequence[tuple[Route, StaticAnswer]] = ()  # for maintenance; written together with any service
+    port: int = 0  # where these are to be given, unless they are given somewhere already
 
 
 def wanted(
@@ -82,10 +99,13 @@ def wanted(
             continue
         if notes:
             told.notes[way.route.service] = notes
+        told.placed = told.placed or not isinstance(way, Imported)
         if probing is not None and not isinstance(way, ByAdmin):
             told.proving = True
     if told.proving and probing is not None:
         put_server(edited, PROBE_ID, probe_server(probing.port, probing.path))
+    if told.placed and household is not None and household.answers:
+        maintenance.put(edited, household.port, household.answers)
     return edited, told
 
 
@@ -137,7 +157,8 @@ def probing_for(config: Json | None, root: Path, root_in_caddy: str | None, proo
     port = server_port(config, PROBE_ID)
     if port is None and proof is not None and _proved(root) == proof:
         return None
-    return Probing(port or free_port(), f"{root_in_caddy or root}/{PROBE_FILE}")
+    path = f"{root_in_caddy or root}/{PROBE_FILE}"
+    return Probing(port or free_port(path), path)
 
 
 def _proved(root: Path) -> str:
@@ -239,14 +260,15 @@ def _write(file: Path, text: str) -> None:
         raise SlotError(f"{file} cannot be written: {error.strerror}. Is the disk full, or not ours?") from error
 
 
-def free_port() -> int:
+def free_port(purpose: str | None = None) -> int:
     """A port that nobody listens on now, and that no outgoing connection will be given: Caddy must be able to listen
-    there again whenever it is restarted."""
+    there again whenever it is restarted. For the same purpose the same one, while it is free."""
     while True:
-        port = _PORTS.start + secrets.randbelow(len(_PORTS))
+        number = secrets.randbelow(len(_PORTS)) if purpose is None else zlib.crc32(purpose.encode()) % len(_PORTS)
         with socket.socket() as trial, contextlib.suppress(OSError):
-            trial.bind(("127.0.0.1", port))
-            return port
+            trial.bind(("127.0.0.1", _PORTS.start + number))
+            return _PORTS.start + number
+        purpose = None
 
 
 def prepare_root(root: Path, services: Sequence[SlotDirectory]) -> list[str]:

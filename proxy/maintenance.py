@@ -1,8 +1,8 @@
 """A static answer of Caddy's own, for services in maintenance. Pure.
 
-One server on Caddy's loopback, written when the first service needs it and left there. A service in maintenance has
-this server's address as its only upstream: in its slots, so that beginning and ending it changes nothing in Caddy's
-configuration, loses no request and cuts no stream. Which service is asked is told by the host, which Caddy hands on;
+One server on Caddy's loopback, written together with the services. A service in maintenance has this server's address
+as its only upstream: in its slots, so that beginning and ending it changes nothing in Caddy's configuration, loses no
+request and cuts no stream. Which service is asked is told by the host, which Caddy hands on;
 a service without hosts has the answer for any.
 """
 

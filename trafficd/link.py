@@ -29,7 +29,7 @@ from proxy.errors import (
     ProxyError,
     SlotsNotResolvedError,
 )
-from proxy.handler import Json, static_places
+from proxy.handler import Json, Route, static_places
 from proxy.install import Household, Installed, free_port, install
 from proxy.maintenance import StaticAnswer
 from proxy.pools import SlotPool
@@ -146,7 +146,8 @@ class Link:
         """One write for all of them; where Caddy refuses it, one for each, so that none keeps the others out."""
         path = self.root_in_caddy or str(self.root)
         try:
-            household = Household(self.services.keys(), self.former, path)
+            port = free_port(f"maintenance {path}")
+            household = Household(self.services.keys(), self.former, path, self._answers(), port)
             return await install(self.admin, ways, self.root, self.root_in_caddy, household)
         except ConfigConflictError:
             raise
@@ -160,6 +161,9 @@ class Link:
             told.notes |= one.notes
             told.refused |= one.refused
         return told
+
+    def _answers(self) -> list[tuple[Route, StaticAnswer]]:
+        return [(one.way.route, one.answer) for one in self.services.values()]
 
     def _say(self, text: str) -> None:
         for linked in self.services.values():
@@ -297,14 +301,14 @@ class Link:
         """The address of Caddy's own static answer for a service. Raises `ProxyError` where it cannot be given."""
         linked = self.services[name]
         address = ""
-        port = free_port()
+        port = free_port(f"maintenance {self.root_in_caddy or self.root}")
 
         def change(config: Json | None) -> Json:
             nonlocal address
             if maintenance.speaks_tls(config, linked.way.route):
                 raise CaddyRefusedError(_SPEAKS_TLS)
             edited: Json = copy.deepcopy(config) if config else {}
-            address = maintenance.put(edited, port, [(one.way.route, one.answer) for one in self.services.values()])
+            address = maintenance.put(edited, port, self._answers())
             return edited
 
         await self.admin.edit(change)

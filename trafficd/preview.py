@@ -11,12 +11,12 @@ from functools import partial
 from proxy.admin import Admin
 from proxy.admin_pool import COST
 from proxy.difference import difference
-from proxy.install import Household, probing_for, proof_of, wanted
+from proxy.install import Household, free_port, probing_for, proof_of, wanted
 from proxy.snippet import snippet
 from proxy.ways import ByAdmin, Imported, Way
 from trafficd.config import Config
 from trafficd.errors import ConflictError, NotFoundError
-from trafficd.ways import slots_root, way_of
+from trafficd.ways import slots_root, static_answer, way_of
 
 ONE_WRITE = (
     "One change of Caddy's configuration. It loses the requests that are just arriving on kept-alive connections, of "
@@ -68,7 +68,9 @@ async def preview(
     root, elsewhere = slots_root(config), config.caddy.slots_path
     proof = await proof_of(admin, elsewhere or str(root))
     probing = probing_for(present, root, elsewhere, proof)
-    household = Household(_routed(config), former - _routed(config), elsewhere or str(root))
+    answers = [(way.route, static_answer(config.services[name])) for name, way in ways.items()]
+    path = elsewhere or str(root)
+    household = Household(_routed(config), former - _routed(config), path, answers, free_port(f"maintenance {path}"))
     edited, told = wanted(present, list(ways.values()), probing, household)
     lines = tuple(difference(present or {}, edited))
     services = tuple(

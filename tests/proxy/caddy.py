@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
+
 from proxy.admin import Admin
 from proxy.handler import Route
 from proxy.install import install, prepare_root
@@ -86,6 +88,24 @@ class Upstream:
         while data := await reader.read(4096):
             writer.write(data)
             await writer.drain()
+
+
+async def new_users(port: int, count: int) -> list[tuple[str, str]]:
+    """So many users without a cookie: who answered each of them, and the Cookie that they send from then on."""
+    users = []
+    async with httpx.AsyncClient(trust_env=False, verify=False) as client:
+        for _ in range(count):
+            answer = await client.get(f"http://127.0.0.1:{port}/")
+            users.append((answer.headers["X-Upstream"], answer.headers["Set-Cookie"].partition(";")[0]))
+            client.cookies.clear()
+    return users
+
+
+async def answered_by(port: int, cookie: str) -> str:
+    """Who answers a user with this Cookie."""
+    async with httpx.AsyncClient(trust_env=False, verify=False) as client:
+        answer = await client.get(f"http://127.0.0.1:{port}/", headers={"Cookie": cookie})
+        return str(answer.headers["X-Upstream"])
 
 
 @dataclass

@@ -26,7 +26,7 @@ from proxy.install import install
 from proxy.model import NOBODY, InFlight
 from proxy.pools import OpenCounts
 from proxy.ways import ByAdmin
-from tests.proxy.caddy import RealCaddy, Stream
+from tests.proxy.caddy import RealCaddy, Stream, answered_by, new_users
 
 A, B, C = "10.0.0.1:80", "10.0.0.2:80", "web.internal:80"
 WEIGHTS = st.dictionaries(st.sampled_from([f"10.0.0.{n}:80" for n in range(1, 13)]), st.integers(0, 100_000))
@@ -377,17 +377,12 @@ async def test_without_an_admin_api_nothing_is_known_and_nothing_moves(caddy: Re
 
 async def test_sticky_users_stay_where_they_are_when_a_canary_grows(caddy: RealCaddy) -> None:
     pool = await serve(caddy, {"a": 9, "b": 1}, affinity="cookie", slots=20)
-    cookies = []
-    for _ in range(60):
-        async with httpx.AsyncClient(trust_env=False) as client:
-            answer = await client.get(url(caddy))
-            cookies.append((answer.headers["X-Upstream"], dict(answer.cookies)))
-    before = Counter(name for name, _ in cookies)
+    users = await new_users(caddy.port, 200)
+    before = Counter(name for name, _ in users)
     assert before["a"] > before["b"], "new users come by weight"
     await pool.shift(caddy.weights({"a": 1, "b": 1}))
-    for name, jar in cookies:
-        async with httpx.AsyncClient(trust_env=False, cookies=jar) as client:
-            now = (await client.get(url(caddy))).headers["X-Upstream"]
+    for name, cookie in users:
+        now = await answered_by(caddy.port, cookie)
         assert now == "b" if name == "b" else now in "ab"
 
 

@@ -13,7 +13,7 @@ from loadtest import runner
 from loadtest.model import Plan, RequestSpec
 from proxy.handler import Transport
 from proxy.model import InFlight, stream_alias
-from tests.proxy.caddy import RealCaddy, Stream
+from tests.proxy.caddy import RealCaddy, Stream, answered_by, new_users
 from tests.tls import server_context
 
 
@@ -156,16 +156,11 @@ async def test_streams_survive_somebody_elses_reload(caddy: RealCaddy) -> None:
 
 async def test_sticky_users_stay_where_they_are_when_a_canary_grows(caddy: RealCaddy) -> None:
     pool = await caddy.serve({"a": 9, "b": 1}, affinity="cookie", slots=20)
-    cookies = []
-    for _ in range(40):
-        async with httpx.AsyncClient(trust_env=False) as client:
-            answer = await client.get(url(caddy))
-            cookies.append((answer.headers["X-Upstream"], dict(answer.cookies)))
-    assert Counter(name for name, _ in cookies)["b"] > 0
+    users = await new_users(caddy.port, 200)
+    assert Counter(name for name, _ in users)["b"] > 0
     await pool.shift(caddy.weights({"a": 1, "b": 1}))
-    for name, jar in cookies:
-        async with httpx.AsyncClient(trust_env=False, cookies=jar) as client:
-            now = (await client.get(url(caddy))).headers["X-Upstream"]
+    for name, cookie in users:
+        now = await answered_by(caddy.port, cookie)
         assert now == "b" if name == "b" else now in "ab"
 
 
