@@ -46,8 +46,8 @@ def running(marker: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_ends_everything_that_it_started(number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+def test_interrupted_even_twice_it_ends_everything_that_it_started(number: signal.Signals) -> None:
     with tempfile.TemporaryDirectory(prefix="demo-") as place:
         Path(place).chmod(0o755)
         process = subprocess.Popen(
@@ -58,6 +58,8 @@ def test_interrupted_it_ends_everything_that_it_started(number: signal.Signals) 
             time.sleep(0.05)
         time.sleep(3)  # in the middle of its deploy
         assert running(place), "the instances, the daemon and Caddy run"
+        process.send_signal(number)
+        time.sleep(0.3)
         process.send_signal(number)
         assert process.wait(30) == 130
         assert running(place) == []

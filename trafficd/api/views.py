@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from trafficd.api import schema
 from trafficd.core import queue
@@ -22,6 +22,7 @@ def service_view(engine: Engine, in_flight: Mapping[str, int | None]) -> schema.
     """Everything about one service, now."""
     state = engine.state
     waits = [wait_view(wait) for wait in engine.waits] if state.live else []
+    waits += [wait_view(wait) for wait in _gates(engine)]
     shares = engine.parts.pool.shares()
     total = sum(shares.values())
     return schema.ServiceView(
@@ -42,6 +43,17 @@ def service_view(engine: Engine, in_flight: Mapping[str, int | None]) -> schema.
         panic=engine.panic,
         trouble=engine.trouble.lines(),
     )
+
+
+def _gates(engine: Engine) -> Iterator[Wait]:
+    """The gates of a `ready` by hand."""
+    for upstream in engine.state.upstreams.values():
+        gating = upstream.gating
+        if gating is not None:
+            healthy = engine.parts.min_healthy_time if gating.swapped else 0.0
+            what = f"{upstream.id} to be healthy" + (f" for {healthy:g} s without a break" if healthy else "")
+            until = gating.since + engine.parts.healthy_deadline
+            yield Wait(upstream.id, what, gating.since, until, gating.since + healthy)
 
 
 def _maintenance_view(maintenance: Maintenance | None) -> schema.MaintenanceView | None:

@@ -64,7 +64,7 @@ def decide(service: Service, world: World, now: float, terms: queue.Terms | None
         panic=routing.panic,
         event=event,
         cancel=_cancelled(rollout),
-        waits=() if event else _waits(service, rollout, world),
+        waits=() if event else _waits(service, rollout, world, now),
     )
 
 
@@ -295,8 +295,8 @@ def _end(rollout: Rollout) -> ev.Event | None:
 # -- what is waited for --------------------------------------------------------------------------------
 
 
-def _waits(service: Service, rollout: Rollout, world: World) -> tuple[Wait, ...]:
-    waits = [_step_wait(service, rollout, step) for step in rollout.running_steps()]
+def _waits(service: Service, rollout: Rollout, world: World, now: float) -> tuple[Wait, ...]:
+    waits = [_step_wait(service, rollout, step, now) for step in rollout.running_steps()]
     if rollout.paused:
         waits.append(Wait(None, "paused: `trafficd resume` goes on, `trafficd abort` gives up", rollout.changed_at))
     elif not waits:
@@ -309,18 +309,16 @@ def _waits(service: Service, rollout: Rollout, world: World) -> tuple[Wait, ...]
     return tuple(waits)
 
 
-def _step_wait(service: Service, rollout: Rollout, step: StepRecord) -> Wait:
+def _step_wait(service: Service, rollout: Rollout, step: StepRecord, now: float) -> Wait:
     policy, key, since = rollout.policy, step.key, step.started_at
     where = f" of {key.upstream}" if key.upstream else ""
     match key.kind:
         case StepKind.DRAIN:
-            return Wait(
-                key.upstream,
-                f"open requests{where} to end",
-                since,
-                since + policy.drain_timeout + policy.drain_quiet,
-                since + policy.drain_quiet,
-            )
+            what, until = f"open requests{where} to end", since + policy.drain_timeout + policy.drain_quiet
+            if now > until:  # only what cannot be counted is waited for longer than that
+                what = f"Caddy to tell what is open on {key.upstream}, so that nothing has to be guessed"
+                until += policy.drain_timeout
+            return Wait(key.upstream, what, since, until, since + policy.drain_quiet)
         case StepKind.GATE:
             what = f"{key.upstream} to be healthy for {policy.min_healthy_time:g} s without a break"
             return Wait(key.upstream, what, since, since + policy.healthy_deadline, since + policy.min_healthy_time)
