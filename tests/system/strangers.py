@@ -70,10 +70,24 @@ class StrangersCaddy:
 
     async def start(self, text: str, *, resume: bool = False) -> None:
         """Run it with this Caddyfile, or with what it had last."""
+        await self._instances()
         self.home.mkdir(exist_ok=True)
         self.file.write_text(text)
         self.process = self._run(["--resume"] if resume else [])
         await self._answers()
+
+    async def _instances(self) -> None:
+        """Wait until they listen: its own health checks would hold them for down for ten seconds otherwise."""
+        async with asyncio.timeout(_START):
+            for port in self.stage.ports[: self.stage.instances]:
+                while True:
+                    try:
+                        _, writer = await asyncio.open_connection("127.0.0.1", port)
+                    except OSError:
+                        await asyncio.sleep(0.05)
+                    else:
+                        writer.close()
+                        break
 
     def _run(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         home = str(self.home)

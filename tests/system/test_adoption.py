@@ -182,7 +182,9 @@ async def serve_again(stage: Stage) -> None:
     await until(lambda: taken_over(stage))
 
 
-@pytest.mark.parametrize("resume", [True, False], ids=["with --resume", "without"])
+@pytest.mark.parametrize(
+    "resume", [pytest.param(True, marks=pytest.mark.slow), False], ids=["with --resume", "without"]
+)
 async def test_a_strangers_caddy_that_is_killed_in_mid_rollout_is_taken_over_again(
     beside: Beside, resume: bool
 ) -> None:

@@ -73,7 +73,9 @@ async def test_a_route_that_may_be_restored_comes_back_and_the_rollout_goes_on(r
     assert not unexpected(stage, result)
 
 
-@pytest.mark.parametrize("resume", [True, False], ids=["with --resume", "without"])
+@pytest.mark.parametrize(
+    "resume", [pytest.param(True, marks=pytest.mark.slow), False], ids=["with --resume", "without"]
+)
 async def test_a_caddy_that_is_killed_in_mid_rollout_serves_again_and_the_rollout_ends(
     raise_stage: Raise, resume: bool
 ) -> None:

@@ -36,6 +36,7 @@ def call(stage: Stage, method: str, path: str, body: dict[str, str] | None = Non
         client.close()
 
 
+@pytest.mark.slow
 async def test_a_site_outlives_restarts_reloads_and_changed_slots(raise_stage: Raise) -> None:
     stage = await raise_stage(instances=2, service='hosts = ["web.test"]')
     assert await statuses(stage, SHOP, 1) == {(200, "empty")}
