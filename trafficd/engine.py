@@ -37,6 +37,7 @@ log = logging.getLogger("trafficd.engine")
 _TICK = 1.0  # s between decisions while a rollout is live or pending, for the waits that only time can end
 _RETRY = 0.5  # s before a failed write (slots, journal) is tried again
 _AFTER_BUG = 60.0  # s before a decision is tried again that would have broken an invariant
+_GIVEN_UP = "stopped, because the rollout is given up"
 _PATIENCE = 2.0  # s that whoever aborts is kept waiting for the journal
 
 
@@ -77,6 +78,7 @@ class Trouble:
 @dataclass
 class _Work:
     task: asyncio.Task[None]
+    begun: bool = False  # its task has had its first turn
     cancelled: bool = False
     ending: bool = False  # its outcome is known and on its way into the journal
 
@@ -353,21 +355,31 @@ class Engine:
     async def _step(self, rollout: Rollout, record: StepRecord, *, resumed: bool) -> None:
         key = record.key
         log.info("%s: %s%s", rollout.id, describe(key), " (resumed)" if resumed else "")
-        try:
-            done = await perform(self._hands, rollout, record, resumed=resumed)
-        except asyncio.CancelledError:
-            work = self._steps.get(key)
-            if work is None or not work.cancelled:
-                raise
-            done = Done(Outcome(False, "stopped, because the rollout is given up"))
-        except TrafficdError as error:
-            done = Done(Outcome(False, str(error)))
-        except Exception as error:  # a bug in an adapter must fail the step, not hang the rollout
-            log.exception("%s: %s", rollout.id, describe(key))
-            done = Done(Outcome(False, f"unexpected {type(error).__name__}: {error}"))
+        work = self._steps[key]
+        work.begun = True
+        if work.cancelled and not resumed:
+            done = Done(Outcome(False, _GIVEN_UP, begun=False))
+        else:
+            if work.cancelled:  # what an earlier daemon began has to be ended, as if we had been at it already
+                asyncio.get_running_loop().call_soon(work.task.cancel)
+            done = await self._performed(rollout, record, resumed=resumed)
         if not done.outcome.ok:
             log.error("%s: %s failed: %s", rollout.id, describe(key), done.outcome.reason)
         await self._ended(rollout, key, done)
+
+    async def _performed(self, rollout: Rollout, record: StepRecord, *, resumed: bool) -> Done:
+        try:
+            return await perform(self._hands, rollout, record, resumed=resumed)
+        except asyncio.CancelledError:
+            work = self._steps.get(record.key)
+            if work is None or not work.cancelled:
+                raise
+            return Done(Outcome(False, _GIVEN_UP))
+        except TrafficdError as error:
+            return Done(Outcome(False, str(error)))
+        except Exception as error:  # a bug in an adapter must fail the step, not hang the rollout
+            log.exception("%s: %s", rollout.id, describe(record.key))
+            return Done(Outcome(False, f"unexpected {type(error).__name__}: {error}"))
 
     async def _ended(self, rollout: Rollout, key: StepKey, done: Done) -> None:
         event = ev.StepEnded(
@@ -405,7 +417,8 @@ class Engine:
             work = self._steps.get(key)
             if work is not None and not work.cancelled and not work.ending:
                 work.cancelled = True
-                work.task.cancel()
+                if work.begun:  # a task that is cancelled before its first turn never has one, and ends nothing
+                    work.task.cancel()
 
     # -- ready by hand ---------------------------------------------------------------------------------
 

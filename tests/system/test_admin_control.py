@@ -26,6 +26,7 @@ async def test_a_rolling_deploy_by_the_admin_api_alone(raise_stage: Raise) -> No
     assert sum(result.troubles().values()) <= 4 * 8
 
 
+@pytest.mark.slow
 async def test_a_bad_version_is_taken_back(raise_stage: Raise) -> None:
     stage = await raise_stage(
         instances=2,

@@ -114,6 +114,7 @@ async def test_the_tutorials_site_is_taken_over_under_load_and_then_loses_nothin
     assert await caddy.etag() == etag
 
 
+@pytest.mark.slow
 async def test_nothing_is_taken_over_before_somebody_is_ready(beside: Beside) -> None:
     never = QUICK.replace("[services.web.health]", '[services.web.health]\npath = "/slow?seconds=9"')
     stage, caddy = await beside(ADOPT, settings=never)
@@ -233,6 +234,7 @@ async def test_leaving_and_joining_again_and_what_is_refused_in_between(beside: 
     assert not result.troubles()
 
 
+@pytest.mark.slow
 async def test_an_import_is_not_ours_to_leave(beside: Beside) -> None:
     stage, caddy = await beside(IMPORT)
     await serve(stage)
@@ -273,6 +275,7 @@ async def test_the_plan_shows_the_write_and_touches_nothing(beside: Beside) -> N
     assert (status, text.splitlines()[-1]) == (0, "nothing is written")
 
 
+@pytest.mark.slow
 async def test_an_ambiguous_handler_is_refused_with_the_candidates(beside: Beside) -> None:
     stage, caddy = await beside(ADOPT)
     both = f"reverse_proxy /api/* {stage.dial(0)}\nreverse_proxy {stage.dial(1)}"

@@ -53,6 +53,7 @@ async def test_slots_at_another_path_in_the_container_are_as_good(stage: Stage) 
         await asyncio.to_thread(caddy.end)
 
 
+@pytest.mark.slow
 async def test_a_missing_mount_is_named_and_the_site_is_given_back(stage: Stage) -> None:
     caddy = StrangersCaddy(stage, contained(stage.directory / "state", {}))
     await caddy.start(caddy.tutorial())

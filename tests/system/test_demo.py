@@ -46,7 +46,9 @@ def running(marker: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGHUP))]
+)
 def test_interrupted_even_twice_it_ends_everything_that_it_started(number: signal.Signals) -> None:
     with tempfile.TemporaryDirectory(prefix="demo-") as place:
         Path(place).chmod(0o755)

@@ -64,8 +64,8 @@ async def test_a_deploy_loses_nothing_and_cuts_no_websocket(raise_stage: Raise) 
     ("options", "reason"),
     [
         ("--warm-up 999", "503"),
-        ("--healthy-for 1.0", "healthy"),
-        ("--crash-after 0", "cannot connect"),
+        pytest.param("--healthy-for 1.0", "healthy", marks=pytest.mark.slow),
+        pytest.param("--crash-after 0", "cannot connect", marks=pytest.mark.slow),
     ],
     ids=["never healthy", "healthy only at first", "crashes at start"],
 )

@@ -53,6 +53,7 @@ async def test_another_version_in_mid_rollout_loses_nothing(raise_stage: Raise, 
     assert {one["weight"] for one in service(stage)["upstreams"]} <= {33, 34}
 
 
+@pytest.mark.slow
 async def test_a_daemon_that_is_killed_keeps_what_was_queued(raise_stage: Raise) -> None:
     stage = await raise_stage()
     async with load(stage.url) as result:

@@ -10,7 +10,7 @@ import pytest
 from tests.trafficd.conftest import Begin
 from tests.trafficd.home import A, Answer, B, C, Home, section
 from trafficd.core import events as ev
-from trafficd.core.model import Phase
+from trafficd.core.model import Phase, StepKey, StepKind
 
 WEB = "/v1/services/web"
 ROLLOUTS = f"{WEB}/rollouts"
@@ -396,3 +396,25 @@ async def test_beside_the_old_the_new_needs_an_address_of_its_own(begin: Begin) 
     assert (await home.post(f"{WEB}/upstreams/a/ready", {"dial": A})).status == 409
     answer = await home.post(f"{WEB}/upstreams/a/ready", {"dial": "10.0.0.9:80"})
     assert (answer.status, answer.json["dial"]) == (200, "10.0.0.9:80")
+
+
+@pytest.mark.parametrize("kind", [StepKind.DRAIN, StepKind.SWAP, StepKind.GATE])
+async def test_a_step_that_is_given_up_before_its_first_turn_ends_all_the_same(home: Home, kind: StepKind) -> None:
+    """An abort may come in the very moment in which a step begins: its task then never has a turn."""
+    engine, perform = home.engine, home.engine._perform
+    given_up: list[StepKey] = []
+
+    def perform_and_give_up() -> None:
+        perform()
+        fresh = {key for key, work in engine._steps.items() if key.kind is kind and not work.begun}
+        if fresh and not given_up:
+            given_up.extend(fresh)
+            engine._cancel(frozenset(fresh))
+
+    engine._perform = perform_and_give_up  # type: ignore[method-assign]
+    ended = await home.ended(await home.deploy("v2"))
+    assert given_up
+    assert ended["state"] == ("reverted" if kind is StepKind.GATE else "failed")
+    assert "given up" in ended["failure"]
+    assert {one["version"] for one in (await home.get(WEB)).json["upstreams"]} == {"v1"}
+    await home.until(lambda: set(home.pool.shares()) == {A, B, C})
