@@ -39,6 +39,7 @@ async def test_a_bad_version_is_taken_back(raise_stage: Raise) -> None:
     assert versions(stage) == dict.fromkeys("ab", "v1")
 
 
+@pytest.mark.slow
 async def test_a_restart_changes_nothing_in_caddy(raise_stage: Raise) -> None:
     stage = await raise_stage(instances=2, service='control = "admin"')
 

@@ -186,6 +186,7 @@ async def serve_again(stage: Stage) -> None:
 @pytest.mark.parametrize(
     "resume", [pytest.param(True, marks=pytest.mark.slow), False], ids=["with --resume", "without"]
 )
+@pytest.mark.slow
 async def test_a_strangers_caddy_that_is_killed_in_mid_rollout_is_taken_over_again(
     beside: Beside, resume: bool
 ) -> None:
@@ -205,6 +206,7 @@ async def test_a_strangers_caddy_that_is_killed_in_mid_rollout_is_taken_over_aga
     assert not result.troubles()
 
 
+@pytest.mark.slow
 async def test_leaving_and_joining_again_and_what_is_refused_in_between(beside: Beside) -> None:
     stage, caddy = await beside(ADOPT)
     await serve(stage)

@@ -81,6 +81,7 @@ async def test_a_bad_version_is_taken_back_and_nothing_is_lost(raise_stage: Rais
     assert all(one["ready"] for one in service(stage)["upstreams"])
 
 
+@pytest.mark.slow
 async def test_an_old_instance_that_crashes_in_mid_rollout_loses_its_slots(raise_stage: Raise) -> None:
     stage = await raise_stage(instances=4)
     client = stage.client()

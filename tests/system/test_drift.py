@@ -60,6 +60,7 @@ async def test_a_route_that_may_not_be_restored_pauses_the_rollout_within_two_se
     assert (await ended(stage, rollout))["state"] == "succeeded"
 
 
+@pytest.mark.slow
 async def test_a_route_that_may_be_restored_comes_back_and_the_rollout_goes_on(raise_stage: Raise) -> None:
     stage = await raise_stage(settings=SLOW_GATE)
     rollout = begin(stage, "v2")
@@ -76,6 +77,7 @@ async def test_a_route_that_may_be_restored_comes_back_and_the_rollout_goes_on(r
 @pytest.mark.parametrize(
     "resume", [pytest.param(True, marks=pytest.mark.slow), False], ids=["with --resume", "without"]
 )
+@pytest.mark.slow
 async def test_a_caddy_that_is_killed_in_mid_rollout_serves_again_and_the_rollout_ends(
     raise_stage: Raise, resume: bool
 ) -> None:
@@ -115,6 +117,7 @@ async def test_a_hanging_admin_api_is_said_and_traffic_flows_on(raise_stage: Rai
             await asyncio.sleep(0.1)
 
 
+@pytest.mark.slow
 async def test_an_address_that_somebody_else_names_too_is_said_with_its_place_and_no_rollout_begins(
     raise_stage: Raise,
 ) -> None:

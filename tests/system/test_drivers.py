@@ -8,6 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from loadtest.websocket import WebSocketPlan, hold
 from tests.system.conftest import BY_BOTH, QUICK, Raise
 from tests.system.load import load, unexpected
@@ -64,6 +66,7 @@ async def test_hooks_and_prepare_run_in_their_order(raise_stage: Raise) -> None:
     ]
 
 
+@pytest.mark.slow
 async def test_a_version_that_cannot_be_prepared_touches_nothing(raise_stage: Raise) -> None:
     stage = await recorded(raise_stage)
     async with load(stage.url) as result:
@@ -76,6 +79,7 @@ async def test_a_version_that_cannot_be_prepared_touches_nothing(raise_stage: Ra
     assert versions(stage) == {"a": "v1", "b": "v1"}
 
 
+@pytest.mark.slow
 async def test_when_the_old_version_does_not_come_back_it_is_stuck_and_the_rest_serves(raise_stage: Raise) -> None:
     stage = await raise_stage(
         swap_options=("bad=--warm-up 999", "v1=--warm-up 999"), settings=QUICK.replace("8s", "1s")

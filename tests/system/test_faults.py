@@ -88,6 +88,7 @@ async def test_killed_in_mid_rollout_it_ends_the_rollout_after_a_restart(raise_s
     assert all(one["ready"] for one in service(stage)["upstreams"])
 
 
+@pytest.mark.slow
 async def test_killed_while_it_reverts_it_goes_on_reverting(raise_stage: Raise) -> None:
     settings = QUICK.replace("8s", "2s")
     stage = await raise_stage(swap_options=("bad=--warm-up 999",), settings=settings)
@@ -190,6 +191,7 @@ async def test_our_caddy_is_started_again_when_it_is_gone(raise_stage: Raise) ->
     assert caddy.pid() not in (None, pid)
 
 
+@pytest.mark.slow
 async def test_all_instances_dead_keeps_the_routing_and_says_so(raise_stage: Raise) -> None:
     stage = await raise_stage(instances=2)
     for pid_file in stage.app_directory.glob("*.pid"):

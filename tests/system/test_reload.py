@@ -8,6 +8,7 @@ import sys
 import time
 
 import httpx
+import pytest
 
 from tests.system.conftest import QUICK, Raise
 from tests.system.load import load
@@ -89,6 +90,7 @@ async def test_a_configuration_with_a_fault_is_refused_and_the_old_one_goes_on(r
     client.close()
 
 
+@pytest.mark.slow
 async def test_what_a_live_rollout_stands_on_cannot_be_changed_under_it(raise_stage: Raise) -> None:
     stage = await raise_stage(settings=QUICK.replace("300ms", "1s"))
     client = stage.client()
@@ -124,6 +126,7 @@ async def test_a_renamed_service_leaves_no_route_of_its_old_name(raise_stage: Ra
     client.close()
 
 
+@pytest.mark.slow
 async def test_what_the_next_life_could_not_start_with_is_refused(raise_stage: Raise) -> None:
     stage = await raise_stage(instances=1)
     tls = '[services.web.transport]\ntls = true\ntls_ca = "/nonexistent.pem"\n'

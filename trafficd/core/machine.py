@@ -316,6 +316,7 @@ def _step_started(service: Service, rollout: Rollout, at: float, event: ev.StepS
     if upstream is None:
         return service
     if event.step is StepKind.DRAIN and upstream.serving == task.old_dial:
+        service = replace(service, rollout=_put_task(rollout, replace(task, took_out=True)))
         return _put(service, replace(upstream, serving=None))
     if event.step is StepKind.ADMIT and task.new_dial is not None:
         return _put(service, _moved(upstream, task, task.new_dial))
@@ -398,7 +399,7 @@ def _task_step_failed(service: Service, rollout: Rollout, task: Task, event: ev.
 
 def _untouched(upstream: Upstream, task: Task) -> bool:
     """Whether what was only to be drained runs as before, and may have its traffic back."""
-    return upstream.serving is None and not upstream.unproven and upstream.dial == task.old_dial
+    return task.took_out and upstream.serving is None and upstream.dial == task.old_dial
 
 
 def _unmarked(task: Task, step: StepKind) -> Task:

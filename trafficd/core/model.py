@@ -188,6 +188,7 @@ class Task:
     admitted: bool = False  # the new address has at least begun to receive traffic
     retired: bool = False  # the old instance has at least begun to be stopped
     drain_begun: bool = False
+    took_out: bool = False  # the drain took out of traffic what was serving until then
 
     @property
     def done(self) -> bool:
