@@ -17,6 +17,8 @@ from proxy.ways import Way
 
 log = logging.getLogger("proxy.pools")
 
+_REST = 0.5  # s between a shift and the tidying after it
+
 _CONFIG_AGE = 0.2  # s that a look at the configuration is believed: less than the quiet window of a drain
 
 
@@ -117,11 +119,12 @@ class SlotPool:
         self._table: Table | None = None
         self._writing = asyncio.Lock()
         self._sweeping: asyncio.Future[None] | None = None
+        self._later: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
         """Learn the table in force, after `SlotDirectory.mend`."""
         self._table = await asyncio.to_thread(self._directory.read)
-        await asyncio.to_thread(self._directory.sweep)  # the next shift finds its directory ready
+        self._sweep_later()  # the next shift finds its directory ready
 
     def shares(self) -> Mapping[str, int]:
         """Slots per address in the table in force."""
@@ -142,15 +145,27 @@ class SlotPool:
                 if not await asyncio.to_thread(self._directory.restore_previous, wanted):
                     raise
             self._table = wanted
-            loop = asyncio.get_running_loop()
-            self._sweeping = loop.run_in_executor(None, self._directory.sweep)
+            self._sweep_later()
             return True
+
+    def _sweep_later(self) -> None:
+        """Tidy up in a moment: shifts come in swarms, and each would have to wait for the tidying after the last."""
+        if self._later is None:
+            self._later = asyncio.get_running_loop().call_later(_REST, self._sweep)
+
+    def _sweep(self) -> None:
+        self._later = None
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.get_running_loop().run_in_executor(None, self._directory.sweep)
 
     async def in_flight(self, dials: Iterable[str]) -> Mapping[str, InFlight | None]:
         """What is open on each address now."""
         return await self._counts.read(dials, self._way)
 
     async def aclose(self) -> None:
-        """Wait for what is being tidied up."""
+        """Tidy up, and wait for it."""
+        if self._later is not None:
+            self._later.cancel()
+            self._sweep()
         if self._sweeping is not None:
             await self._sweeping

@@ -230,9 +230,12 @@ class SlotDirectory:
         if self._is_spare():
             keep.add(_SPARE)
         for entry in sorted(os.scandir(self.path), key=lambda entry: entry.name):
-            if entry.name not in keep:
+            if entry.name in keep:
+                continue
+            # A whole generation is only an older one that nobody had swept yet.
+            if not entry.name.startswith(_GENERATION) or self._read_generation(Path(entry.path)) is None:
                 yield f"{entry.path} does not belong there; removed"
-                _remove(Path(entry.path))
+            _remove(Path(entry.path))
 
     def _is_spare(self) -> bool:
         try:
@@ -267,8 +270,13 @@ class SlotDirectory:
                 return _Source(str(path), known.st_ino)
             path.unlink()
         except FileNotFoundError:
+            pass
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            fd = os.open(path, flags, 0o644)
+        except FileNotFoundError:  # the very first one
             _make_directory(path.parent)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            fd = os.open(path, flags, 0o644)
         try:
             if os.write(fd, text.encode("ascii")) != len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

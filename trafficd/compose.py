@@ -126,8 +126,8 @@ class Composer:
         changes = reconcile(engine.state, past, wanted, routed=section.routed)
         for note in changes.notes:
             log.warning("%s: %s", engine.name, note)
-        for event in changes.events:
-            await engine.record(event)
+        if changes.events:
+            await engine.record_all(changes.events)
 
     def _parts(self, name: str, section: ServiceSection, pool: Pool) -> Parts:
         probe = self._probe(name, section)

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -289,6 +289,15 @@ class Engine:
             if check is not None and check(self.state) is False:
                 return
             await self._append(event)
+        self.wake()
+
+    async def record_all(self, events: Sequence[ev.Event]) -> None:
+        """Journal several events at once and fold them: what a configuration changed, say."""
+        async with self._recording:
+            for entry in await self.parts.journal.append_all(events):
+                self.state = advance(self.state, entry.at, entry.event)
+                self.parts.on_entry(entry)
+            await self._notify()
         self.wake()
 
     async def _append(self, event: ev.Event) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -62,6 +62,7 @@ class Journal(Protocol):
     """The durable truth. `append` returns only after the event is on disk."""
 
     async def append(self, event: Event) -> Entry: ...
+    async def append_all(self, events: Sequence[Event]) -> list[Entry]: ...
     async def load(self, service: str) -> list[Entry]: ...
     async def rollout(self, rollout: str, after: int = 0) -> list[Entry]: ...
 

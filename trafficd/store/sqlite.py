@@ -11,7 +11,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -159,15 +159,38 @@ class SqliteJournal:
 
     async def append(self, event: Event) -> Entry:
         """Write one event; it is on disk when this returns. Raises `JournalError` when it is not."""
+        (entry,) = await self._write([event])
+        return entry
+
+    async def append_all(self, events: Sequence[Event]) -> list[Entry]:
+        """Write several events, all of them or none; they are on disk when this returns."""
+        return await self._write(events)
+
+    async def _write(self, events: Sequence[Event]) -> list[Entry]:
         try:
-            body = encode(event)
+            bodies = [encode(event) for event in events]
         except ValueError as error:
             raise JournalError(f"not journalled, because it could not be read again: {error}") from error
         at = time.time()
-        rollout = getattr(event, "rollout", None)
+        rows = [(at, e.service, getattr(e, "rollout", None), body) for e, body in zip(events, bodies, strict=True)]
+
+        def work() -> list[int]:
+            if len(rows) == 1:
+                return [self._insert(rows[0])]
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                numbers = [self._insert(row) for row in rows]
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            return numbers
+
+        return [Entry(seq, at, event) for seq, event in zip(await self._call(work), events, strict=True)]
+
+    def _insert(self, row: tuple[float, str, str | None, bytes]) -> int:
         statement = "INSERT INTO events (at, service, rollout, body) VALUES (?, ?, ?, ?)"
-        seq = await self._call(lambda: self._db.execute(statement, (at, event.service, rollout, body)).lastrowid)
-        return Entry(seq or 0, at, event)
+        return self._db.execute(statement, row).lastrowid or 0
 
     async def load(self, service: str) -> list[Entry]:
         """All events of one service, oldest first."""
