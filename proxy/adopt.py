@@ -13,9 +13,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import Any
 
-from proxy.candidates import Candidate, Path, in_own_route, path_text, with_slots
+from proxy.candidates import Candidate, at, in_own_route, path_text, with_slots
 from proxy.errors import CaddyRefusedError
 from proxy.handler import Json, Route, let_sites_follow
 from proxy.translate import translate
@@ -35,7 +34,7 @@ def adopt(config: Json, route: Route, candidate: Candidate) -> tuple[Json, list[
 
 def take_over(config: Json, route: Route, candidate: Candidate) -> list[str]:
     """`adopt`, in place; what is different now, in words."""
-    handler = _at(config, candidate.path)
+    handler = at(config, candidate.path)
     if not isinstance(handler, dict) or handler.get("handler") != "reverse_proxy":
         raise CaddyRefusedError(
             f"services.{route.service}: there is no reverse_proxy handler at {path_text(candidate.path)} of Caddy's "
@@ -65,7 +64,7 @@ def leave(config: Json | None, route: Route, dials: Mapping[str, int]) -> Json:
         )
     edited: Json = copy.deepcopy(config) if config else {}
     for candidate in (*with_slots(config, route), *in_own_route(config, route)):
-        _leave_handler(_at(edited, candidate.path), route, weights)
+        _leave_handler(at(edited, candidate.path), route, weights)
     let_sites_follow(edited, route)
     return edited
 
@@ -85,18 +84,8 @@ def _leave_handler(handler: Json, route: Route, weights: Mapping[str, int]) -> N
 def adopted(config: Json | None, route: Route) -> bool:
     """Whether a handler outside of our own routes has exactly this route's slots and nothing that overrides them,
     whether we adopted it or a Caddyfile imported our snippet."""
-    handlers = (_at(config, candidate.path) for candidate in with_slots(config, route))
+    handlers = (at(config, candidate.path) for candidate in with_slots(config, route))
     return any(not handler.get("dynamic_upstreams") for handler in handlers)
-
-
-def _at(config: Any, path: Path) -> Any:
-    """What stands at a place; None where there is no such place."""
-    for key in path:
-        try:
-            config = config[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return config
 
 
 def _replace(handler: Json, wanted: Json) -> None:

@@ -208,3 +208,13 @@ def with_slots(config: Json | None, route: Route) -> list[Candidate]:
 def in_own_route(config: Json | None, route: Route) -> list[Candidate]:
     """The handlers in this service's route of our own."""
     return [candidate for candidate in candidates(config) if route.id in candidate.ids]
+
+
+def at(config: Any, path: Path) -> Any:
+    """What stands at a place; None where there is no such place."""
+    for key in path:
+        try:
+            config = config[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return config

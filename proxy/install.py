@@ -271,6 +271,11 @@ def free_port(purpose: str | None = None) -> int:
         purpose = None
 
 
+def maintenance_port(slots_path: str) -> int:
+    """Where the static answers of whoever has these slots are given."""
+    return free_port(f"maintenance {slots_path}")
+
+
 def prepare_root(root: Path, services: Sequence[SlotDirectory]) -> list[str]:
     """Make the directory of all slots, and mend each service's; what was wrong, in words."""
     try:

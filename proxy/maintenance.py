@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from proxy.candidates import in_own_route, with_slots
+from proxy.candidates import at, in_own_route, with_slots
 from proxy.handler import Json, Route, put_server, server_port
 
 SERVER_ID = "trafficd_maintenance"
@@ -73,10 +72,5 @@ def present(config: Json | None) -> bool:
 def speaks_tls(config: Json | None, route: Route) -> bool:
     """Whether Caddy speaks TLS to the upstreams of this service: then this server, which does not, cannot stand in
     for them."""
-    for candidate in (*with_slots(config, route), *in_own_route(config, route)):
-        place: Any = config
-        for key in candidate.path:
-            place = place[key]
-        if "tls" in (place.get("transport") or {}):
-            return True
-    return False
+    found = (at(config, candidate.path) for candidate in (*with_slots(config, route), *in_own_route(config, route)))
+    return any("tls" in (handler.get("transport") or {}) for handler in found)

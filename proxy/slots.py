@@ -109,17 +109,23 @@ class SlotDirectory:
     def _make(self, name: str, table: Table) -> None:
         """Make a generation: of the spare, else anew, else of one that is long forgotten."""
         spare = self.path / _SPARE
-        if not spare.is_dir():
-            try:
-                self._make_spare(table)
-            except OSError:
-                shutil.rmtree(spare, ignore_errors=True)
-                oldest = min(self._forgotten(), default=None)
-                if oldest is None:
-                    raise
-                (self.path / oldest).rename(spare)
-        self._fill(spare, table)
+        if spare.is_dir():
+            self._fill(spare, table)
+        else:
+            self._make_anew(table)
         spare.rename(self.path / name)
+
+    def _make_anew(self, table: Table) -> None:
+        spare = self.path / _SPARE
+        try:
+            self._make_spare(table)
+        except OSError:
+            shutil.rmtree(spare, ignore_errors=True)
+            oldest = min(self._forgotten(), default=None)
+            if oldest is None:
+                raise
+            (self.path / oldest).rename(spare)
+            self._fill(spare, table)
 
     def _make_spare(self, table: Table) -> None:
         _make_directory(self.path / _SPARE)

@@ -30,7 +30,7 @@ from proxy.errors import (
     SlotsNotResolvedError,
 )
 from proxy.handler import Json, Route, static_places
-from proxy.install import Household, Installed, free_port, install
+from proxy.install import Household, Installed, install, maintenance_port
 from proxy.maintenance import StaticAnswer
 from proxy.pools import SlotPool
 from proxy.server import CaddyServer
@@ -144,10 +144,9 @@ class Link:
 
     async def _written(self, ways: Sequence[Way]) -> Installed:
         """One write for all of them; where Caddy refuses it, one for each, so that none keeps the others out."""
-        path = self.root_in_caddy or str(self.root)
+        path, port = self._slots_path, maintenance_port(self._slots_path)
+        household = Household(self.services.keys(), self.former, path, self._answers(), port)
         try:
-            port = free_port(f"maintenance {path}")
-            household = Household(self.services.keys(), self.former, path, self._answers(), port)
             return await install(self.admin, ways, self.root, self.root_in_caddy, household)
         except ConfigConflictError:
             raise
@@ -161,6 +160,10 @@ class Link:
             told.notes |= one.notes
             told.refused |= one.refused
         return told
+
+    @property
+    def _slots_path(self) -> str:
+        return self.root_in_caddy or str(self.root)
 
     def _answers(self) -> list[tuple[Route, StaticAnswer]]:
         return [(one.way.route, one.answer) for one in self.services.values()]
@@ -301,7 +304,7 @@ class Link:
         """The address of Caddy's own static answer for a service. Raises `ProxyError` where it cannot be given."""
         linked = self.services[name]
         address = ""
-        port = free_port(f"maintenance {self.root_in_caddy or self.root}")
+        port = maintenance_port(self._slots_path)
 
         def change(config: Json | None) -> Json:
             nonlocal address

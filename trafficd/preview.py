@@ -11,7 +11,7 @@ from functools import partial
 from proxy.admin import Admin
 from proxy.admin_pool import COST
 from proxy.difference import difference
-from proxy.install import Household, free_port, probing_for, proof_of, wanted
+from proxy.install import Household, maintenance_port, probing_for, proof_of, wanted
 from proxy.snippet import snippet
 from proxy.ways import ByAdmin, Imported, Way
 from trafficd.config import Config
@@ -62,15 +62,17 @@ async def preview(
     Raises `ProxyError` when Caddy cannot be asked.
     """
     ways = {
-        name: way_of(name, config, partial(_at_first, config, name)) for name in config.services if name not in left
+        name: way_of(name, config, partial(_at_first, config, name))
+        for name, section in config.services.items()
+        if section.routed and name not in left
     }
     present, _ = await admin.config()
     root, elsewhere = slots_root(config), config.caddy.slots_path
-    proof = await proof_of(admin, elsewhere or str(root))
+    path = elsewhere or str(root)
+    proof = await proof_of(admin, path)
     probing = probing_for(present, root, elsewhere, proof)
     answers = [(way.route, static_answer(config.services[name])) for name, way in ways.items()]
-    path = elsewhere or str(root)
-    household = Household(_routed(config), former - _routed(config), path, answers, free_port(f"maintenance {path}"))
+    household = Household(_routed(config), former - _routed(config), path, answers, maintenance_port(path))
     edited, told = wanted(present, list(ways.values()), probing, household)
     lines = tuple(difference(present or {}, edited))
     services = tuple(
