@@ -63,8 +63,7 @@ class Composer:
     async def open(self) -> None:
         """Mend the slots, fold the journal, and begin to probe and route. Raises `TrafficdError` or `ProxyError`."""
         directories = await self._directories()
-        routed = {name for name, section in self.config.services.items() if section.routed}
-        self.link.former = await self.journal.services() - routed
+        self.link.former = await self.journal.services() - self.config.services.keys()
         for name, section in self.config.services.items():
             await self._open(name, section, directories.get(name))
 

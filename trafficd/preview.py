@@ -25,6 +25,9 @@ ONE_WRITE = (
 )
 
 
+_NOTHING = "nothing is written"
+
+
 @dataclass(frozen=True)
 class ServicePreview:
     """One service: whether it stands in Caddy's configuration as it is to, what a person should know of the change,
@@ -66,13 +69,16 @@ async def preview(
         for name, section in config.services.items()
         if section.routed and name not in left
     }
+    gone = former - config.services.keys()
+    if not ways and not gone:
+        return Preview(admin.url, (), (), _NOTHING)  # only workers: there need not be a Caddy
     present, _ = await admin.config()
     root, elsewhere = slots_root(config), config.caddy.slots_path
     path = elsewhere or str(root)
     proof = await proof_of(admin, path)
     probing = probing_for(present, root, elsewhere, proof)
     answers = [(way.route, static_answer(config.services[name])) for name, way in ways.items()]
-    household = Household(_routed(config), former - _routed(config), path, answers, maintenance_port(path))
+    household = Household(_routed(config), gone, path, answers, maintenance_port(path))
     edited, told = wanted(present, list(ways.values()), probing, household)
     lines = tuple(difference(present or {}, edited))
     services = tuple(
@@ -87,7 +93,7 @@ async def preview(
         )
         for name, way in ways.items()
     )
-    return Preview(admin.url, services, lines, ONE_WRITE if lines else "nothing is written")
+    return Preview(admin.url, services, lines, ONE_WRITE if lines else _NOTHING)
 
 
 def _routed(config: Config) -> set[str]:

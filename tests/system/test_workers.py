@@ -192,6 +192,7 @@ async def test_killed_in_mid_rollout_the_next_daemon_ends_it(start: Start, seen:
     assert stage.versions() == dict.fromkeys("abc", "v2")
     swaps = [line for line in stage.log() if line.startswith("swap")]
     assert swaps == [f"swap {name} v2" for name in "abc"], "each ran once"
+    assert "addy" not in stage.daemon_log(), "nor does the next daemon ask for Caddy"
 
 
 async def test_two_at_a_time_abort_and_back(start: Start) -> None:
