@@ -291,6 +291,30 @@ def test_what_was_only_drained_is_let_in_again() -> None:
     assert set(sim.fleet.shares) == {"10.0.0.3:80", "10.0.0.4:80"}
 
 
+def test_beside_a_new_instance_what_a_swap_was_cut_off_in_is_not_let_in_either() -> None:
+    """c is in the midst of a swap in place; the one that takes over brings a new instance up beside it, which is
+    admitted, and then fails: the old address runs half of one."""
+    sim = half_done()
+    queue(sim, "v3", supersede=True, order="start_first", retires=True, auto_revert=True)
+    broken = StepKey("c", Direction.FORWARD, StepKind.DRAIN)
+    sim.fate = lambda key: "the disk is full" if key == broken and sim.service.live.id == "r2" else "ok"  # type: ignore[union-attr]
+    rollout = sim.run()
+    assert rollout.phase is Phase.REVERTED
+    assert rollout.reason == "c: drain: the disk is full"
+    assert versions(sim) == dict.fromkeys("abcd", "v1")
+    assert StepKind.SWAP in rollout.revert["c"].steps, "it is replaced, and not let in as it is"
+
+
+def test_beside_a_new_instance_of_the_stable_version_nothing_is_to_be_undone() -> None:
+    sim = half_done()
+    queue(sim, "v1", supersede=True, order="start_first", retires=True)
+    broken = StepKey("c", Direction.FORWARD, StepKind.DRAIN)
+    sim.fate = lambda key: "the disk is full" if key == broken and sim.service.live.id == "r2" else "ok"  # type: ignore[union-attr]
+    rollout = sim.run()
+    assert "c" not in rollout.revert
+    assert sim.service.upstreams["c"].serving == "10.0.0.3:81"
+
+
 def test_where_no_stable_version_is_known_nothing_unknown_is_let_in() -> None:
     sim = fleet_of(4, version=None)
     start(sim, policy(**PLAIN))
@@ -352,6 +376,23 @@ def test_an_abort_of_the_one_that_stops_goes_first() -> None:
     sim.run()
     assert phases(sim) == {"r1": "reverted", "r2": "succeeded"}
     assert set(versions(sim).values()) == {"v3"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_abort_while_what_is_superseded_clears_up_ends_too(fails: bool) -> None:
+    """The new instance beside an old one is being stopped when the abort comes."""
+    sim = half_done(Order.START_FIRST)
+    queue(sim, supersede=True)
+    retires = StepKey("c", Direction.REVERT, StepKind.RETIRE)
+    until(sim, lambda: retires in [step.key for step in sim.running()])
+    sim.fate = lambda key: "no such container" if fails and key == retires else "ok"
+    if fails:
+        sim.perform(retires)
+    sim.record(ev.AbortRequested("web", "r1"))
+    sim.run()
+    assert phases(sim) == {"r1": "failed" if fails else "reverted", "r2": "succeeded"}
+    if fails:
+        assert "its revert failed: no such container" in reason(sim, "r1")
 
 
 def test_whatever_the_order_an_abort_and_the_word_to_stop_come_to_the_same() -> None:

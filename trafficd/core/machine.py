@@ -202,7 +202,7 @@ def _rollout_started(service: Service, at: float, event: ev.RolloutStarted) -> S
 def _rollout_event(service: Service, rollout: Rollout, at: float, event: ev.Event) -> Service:
     match event:
         case ev.TaskStarted():
-            return replace(_ungated(service, event.upstream), rollout=_task_started(rollout, event))
+            return replace(_ungated(service, event.upstream), rollout=_task_started(service, rollout, event))
         case ev.StepStarted():
             return _step_started(service, rollout, at, event)
         case ev.StepEnded():
@@ -260,7 +260,7 @@ def _rollout_ended(service: Service, rollout: Rollout, at: float, event: ev.Roll
             waiting = replace(service.pending, paused=True, changed_at=at) if service.pending else service.queued
             return replace(service, rollout=ended, mixing=rollout.version, queued=waiting)
         case Phase.FAILED if rollout.superseded_by is not None:
-            return queue.stopped(replace(service, rollout=ended), ended)
+            return replace(service, rollout=ended)  # what serves goes on serving
         case Phase.REVERTED:
             return replace(service, rollout=ended, mixing=None, carried=())
         case _:
@@ -275,7 +275,8 @@ def _ungated(service: Service, name: str) -> Service:
     return _put(service, replace(upstream, gating=None))
 
 
-def _task_started(rollout: Rollout, event: ev.TaskStarted) -> Rollout:
+def _task_started(service: Service, rollout: Rollout, event: ev.TaskStarted) -> Rollout:
+    upstream = service.upstreams.get(event.upstream)
     task = Task(
         upstream=event.upstream,
         direction=event.direction,
@@ -284,6 +285,7 @@ def _task_started(rollout: Rollout, event: ev.TaskStarted) -> Rollout:
         old_version=event.old_version,
         new_dial=event.new_dial,
         new_version=event.new_version,
+        old_proven=upstream is None or not upstream.unproven,
     )
     touched = rollout.touched
     if event.direction is Direction.FORWARD and event.upstream not in touched:
@@ -318,6 +320,8 @@ def _step_started(service: Service, rollout: Rollout, at: float, event: ev.StepS
     if event.step is StepKind.DRAIN and upstream.serving == task.old_dial:
         service = replace(service, rollout=_put_task(rollout, replace(task, took_out=True)))
         return _put(service, replace(upstream, serving=None))
+    if event.step is StepKind.SWAP and task.in_place:
+        return _put(service, replace(upstream, unproven=True))
     if event.step is StepKind.ADMIT and task.new_dial is not None:
         return _put(service, _moved(upstream, task, task.new_dial))
     return service
@@ -379,7 +383,7 @@ def _task_step_ended(service: Service, rollout: Rollout, task: Task, event: ev.S
     task = replace(task, running=False, cursor=task.cursor + 1, new_dial=event.dial or task.new_dial)
     service = replace(service, rollout=_put_task(rollout, task))
     upstream = service.upstreams.get(task.upstream)
-    if upstream is not None and event.step is StepKind.SWAP and task.new_dial == task.old_dial:
+    if upstream is not None and event.step is StepKind.SWAP and task.in_place:
         # Stop first: what runs at this one address is the new version now, in traffic or not.
         service = _put(service, replace(upstream, version=task.new_version))
     return service
@@ -394,6 +398,9 @@ def _task_step_failed(service: Service, rollout: Rollout, task: Task, event: ev.
     upstream = service.upstreams.get(task.upstream)
     if event.step is StepKind.DRAIN and upstream is not None and _untouched(upstream, task):
         service = _put(service, replace(upstream, serving=task.old_dial))
+    if event.step is StepKind.SWAP and upstream is not None and task.in_place:
+        half = replace(upstream, version=None)  # whatever runs there now is of no version that we could name
+        service = _put(service, half if event.begun else replace(upstream, unproven=not task.old_proven))
     return service
 
 

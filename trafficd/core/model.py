@@ -132,7 +132,7 @@ class Upstream:
     drained: bool = False
     gating: Gating | None = None
     removed: bool = False
-    unproven: bool = False  # a superseded rollout began to replace it, and it has not passed a gate since
+    unproven: bool = False  # it began to be replaced in place, and has not passed a gate since
 
 
 @dataclass(frozen=True)
@@ -189,10 +189,21 @@ class Task:
     retired: bool = False  # the old instance has at least begun to be stopped
     drain_begun: bool = False
     took_out: bool = False  # the drain took out of traffic what was serving until then
+    old_proven: bool = True  # what was there before had passed its gate
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the new instance takes the address of the old one."""
+        return self.new_dial == self.old_dial
 
     @property
     def done(self) -> bool:
         return self.cursor >= len(self.steps) and self.failed is None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes of it: done, or failed."""
+        return self.done or self.failed is not None
 
     @property
     def step(self) -> StepKey:

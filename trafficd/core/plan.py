@@ -82,7 +82,12 @@ def _next_event(service: Service, rollout: Rollout, world: World, now: float) ->
 def _cancelled(rollout: Rollout) -> frozenset[StepKey]:
     running = rollout.running_steps()
     if rollout.phase is Phase.ABORTING:
-        return frozenset(s.key for s in running if s.key.kind is not StepKind.ON_FAILURE)
+        undoing = rollout.abort is not None and rollout.abort.revert  # what undoes something already goes on
+        return frozenset(
+            s.key
+            for s in running
+            if s.key.kind is not StepKind.ON_FAILURE and not (undoing and s.key.direction is Direction.REVERT)
+        )
     if rollout.superseded_by is not None:
         return frozenset(s.key for s in running if not _goes_on(rollout, s.key))
     failing = rollout.revert_failure if rollout.phase is Phase.REVERTING else rollout.failure
@@ -167,7 +172,7 @@ def _begin(service: Service, rollout: Rollout, pending: list[Task], world: World
     """Begin the next turn, if the policy's limits allow one."""
     policy = rollout.policy
     tasks = rollout.forward if pending[:1] and pending[0].direction is Direction.FORWARD else rollout.revert
-    in_work = sum(1 for task in tasks.values() if not task.done)
+    in_work = sum(1 for task in tasks.values() if not task.over)
     if not pending or in_work >= policy.max_parallel:
         return None
     ready = available(service, world)
@@ -209,7 +214,7 @@ def _cost(task: Task, ready: frozenset[str]) -> int:
 
 def _advance(rollout: Rollout, tasks: Mapping[str, Task]) -> ev.Event | None:
     for task in tasks.values():
-        if not task.running and task.failed is None and not task.done:
+        if not task.running and not task.over:
             return _start(rollout, task.step)
     return None
 
@@ -250,7 +255,7 @@ def _revert(service: Service, rollout: Rollout, world: World, now: float) -> ev.
         return started
     wanted = list(due(service, rollout))
     if not wanted:
-        unfinished = any(not task.done for task in rollout.revert.values())
+        unfinished = any(not task.over for task in rollout.revert.values())
         return None if unfinished or rollout.paused else _end(rollout)
     if rollout.paused:
         return None

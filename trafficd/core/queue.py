@@ -31,9 +31,6 @@ from trafficd.core.model import (
     Rollout,
     Service,
     Setting,
-    StepKind,
-    Task,
-    Upstream,
     Wait,
     World,
 )
@@ -148,20 +145,6 @@ def _carried(service: Service, version: str | None = None) -> tuple[str, ...]:
     serving = {u.version for u in service.upstreams.values() if u.serving is not None}
     known = dict.fromkeys((*service.carried, service.mixing))
     return tuple(v for v in known if v is not None and v in serving and v not in (service.stable, version))
-
-
-def stopped(service: Service, rollout: Rollout) -> Service:
-    """The state with a rollout that ended because another one takes over: what serves goes on serving. What was
-    out of traffic with a swap begun must prove itself before it is let in, and is of no version before its end."""
-    upstreams = {name: _left(upstream, rollout.forward.get(name)) for name, upstream in service.upstreams.items()}
-    return replace(service, upstreams=upstreams)
-
-
-def _left(upstream: Upstream, task: Task | None) -> Upstream:
-    if task is None or task.done or not task.swapped or task.new_dial != task.old_dial or task.admitted:
-        return upstream
-    swapping = StepKind.SWAP in task.steps[task.cursor :]
-    return replace(upstream, unproven=True, version=None if swapping else upstream.version)
 
 
 # -- what is next --------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def due(service: Service, rollout: Rollout) -> Iterator[Task]:
     """The reverts that have not begun: what was touched, newest first, then what else is to be gathered in."""
     for name in reversed(rollout.touched):
         upstream = service.upstreams.get(name)
-        back = None if upstream is None else _undo(rollout, rollout.forward[name], upstream)
+        back = None if upstream is None else _undo(rollout, rollout.forward[name])
         if back is not None and name not in rollout.revert:
             yield back
         elif upstream is not None and rollout.gathers:
@@ -45,15 +45,19 @@ def orphans(rollout: Rollout) -> Iterator[Task]:
             yield _back(rollout, task, steps)
 
 
-def _undo(rollout: Rollout, task: Task, upstream: Upstream) -> Task | None:
+def _undo(rollout: Rollout, task: Task) -> Task | None:
     """The revert of one turn, or None where there is none to be done."""
     steps = _steps(rollout, task)
-    if not steps:
+    if not steps or _lets_in_unknown(rollout, task, steps):
         return None
     back = _back(rollout, task, steps)
-    if not task.swapped and not _known(rollout, upstream):
-        return None
     return back if _refused(rollout, task, back) is None else None
+
+
+def _lets_in_unknown(rollout: Rollout, task: Task, steps: tuple[StepKind, ...]) -> bool:
+    """Whether undoing a turn would let in what runs at the old address, and nobody can say what that is."""
+    light = StepKind.ADMIT in steps and StepKind.SWAP not in steps
+    return light and not _known(rollout, task.old_version, proven=task.old_proven)
 
 
 def _steps(rollout: Rollout, task: Task) -> tuple[StepKind, ...]:
@@ -63,9 +67,9 @@ def _steps(rollout: Rollout, task: Task) -> tuple[StepKind, ...]:
     return () if steps == (StepKind.RETIRE,) and task.new_dial is None else steps
 
 
-def _known(rollout: Rollout, upstream: Upstream) -> bool:
-    """Whether what runs there, out of traffic, may be let in again as it is."""
-    return not upstream.unproven and (rollout.back_to is None or upstream.version == rollout.back_to)
+def _known(rollout: Rollout, version: str | None, *, proven: bool) -> bool:
+    """Whether an instance that is out of traffic may be let in again as it is."""
+    return proven and rollout.back_to in (None, version)
 
 
 def _back(rollout: Rollout, task: Task, steps: tuple[StepKind, ...]) -> Task:
@@ -87,7 +91,7 @@ def _gathered(rollout: Rollout, upstream: Upstream) -> Iterator[Task]:
     at_home = upstream.serving is not None and rollout.back_to in (None, upstream.version)
     if at_home or (back is not None and not back.done):
         return
-    light = upstream.serving is None and _known(rollout, upstream)
+    light = upstream.serving is None and _known(rollout, upstream.version, proven=not upstream.unproven)
     if not light and _unwanted(rollout) is not None:
         return
     beside = rollout.policy.order is Order.START_FIRST and not light
@@ -139,7 +143,10 @@ def _left(rollout: Rollout) -> list[tuple[str, str]]:
         back = rollout.revert.get(name)
         if not task.swapped or not steps or (back is not None and back.done):
             continue
-        left.append((name, _refused(rollout, task, _back(rollout, task, steps)) or "its revert did not end"))
+        if _lets_in_unknown(rollout, task, steps):
+            continue  # it is gathered in, if anything
+        unfinished = f"its revert failed: {back.failed}" if back is not None and back.failed else "its revert did not end"
+        left.append((name, _refused(rollout, task, _back(rollout, task, steps)) or unfinished))
     known = {name for name, _ in left}
     if rollout.gathers:
         away = [name for name in rollout.upstreams if name not in known and not _is_home(rollout, name)]
@@ -152,6 +159,9 @@ def _is_home(rollout: Rollout, name: str) -> bool:
     back = rollout.revert.get(name)
     if back is not None and StepKind.ADMIT in back.steps:
         return back.done and rollout.back_to in (None, back.new_version)
+    task = rollout.forward.get(name)
+    if task is not None and task.admitted:
+        return rollout.back_to in (None, task.new_version)
     return name not in rollout.out and rollout.back_to in (None, rollout.previous.get(name))
 
 

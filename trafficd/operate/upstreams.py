@@ -129,7 +129,7 @@ class UpstreamRequests(Requests):
             return await self._ready_already(upstream, wait=wait)
         target, runs = dial or upstream.dial, version or upstream.version
         # Named again, an instance may have been replaced by the same version: let it prove itself.
-        whole = version is not None or dial is not None
+        whole = version is not None or dial is not None or upstream.unproven
 
         def check(state: Service) -> bool:
             current = self._upstream(name)
