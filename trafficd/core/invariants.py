@@ -77,7 +77,7 @@ def _check_take_over(service: Service, world: World, event: ev.Event) -> None:
 
 def _check_task(service: Service, world: World, rollout: Rollout, event: ev.TaskStarted) -> None:
     tasks = rollout.forward if event.direction is Direction.FORWARD else rollout.revert
-    in_work = sum(1 for task in tasks.values() if not task.done)
+    in_work = sum(1 for task in tasks.values() if not task.over)
     _require(in_work < rollout.policy.max_parallel, "S3", f"{in_work} upstreams are in work already")
     ready = available(service, world)
     if event.steps[:1] == (StepKind.DRAIN,) and event.upstream in ready:

@@ -145,7 +145,9 @@ def _left(rollout: Rollout) -> list[tuple[str, str]]:
             continue
         if _lets_in_unknown(rollout, task, steps):
             continue  # it is gathered in, if anything
-        unfinished = f"its revert failed: {back.failed}" if back is not None and back.failed else "its revert did not end"
+        unfinished = (
+            f"its revert failed: {back.failed}" if back is not None and back.failed else "its revert did not end"
+        )
         left.append((name, _refused(rollout, task, _back(rollout, task, steps)) or unfinished))
     known = {name for name, _ in left}
     if rollout.gathers:
