@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 
-.PHONY: demo test test-all check bench setup clean lock
+.PHONY: demo test test-all check fuzz bench setup clean lock
 
 demo: $(SETUP)  ## a real Caddy, three instances, load, and a deploy: prints the verdict
 	$(BIN)/trafficd demo
@@ -25,6 +25,9 @@ check: $(SETUP)  ## style, types and import rules only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+fuzz: $(SETUP)  ## new examples for the properties of the core (EXAMPLES of each), as long as it takes
+	HYPOTHESIS_PROFILE=explore $(BIN)/pytest --timeout 0 tests/core/test_queue.py tests/core/test_rolling.py -k "whatever_is_queued or any_rollout_in"
 
 bench: $(SETUP)  ## the figures in the README
 	$(BIN)/python -m tests.bench

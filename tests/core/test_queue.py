@@ -574,7 +574,7 @@ def _quiet(sim: Simulation) -> None:
     raise AssertionError("what was asked for never ends")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=max(200, settings().max_examples))
 @given(st.data())
 def test_whatever_is_queued_or_superseded_is_safe_and_ends(data: st.DataObject) -> None:
     sim = drive(planned, data)

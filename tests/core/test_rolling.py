@@ -380,7 +380,7 @@ def act(sim: Simulation, action: str, data: st.DataObject) -> None:
             pass
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=max(300, settings().max_examples))
 @given(st.data())
 def test_any_rollout_in_any_world_is_safe_and_ends(data: st.DataObject) -> None:
     sim = drive(decide, data)
@@ -453,7 +453,7 @@ def hasty(service: Service, world: World, now: float) -> Decision:
     ids=["no drain", "no gate", "greedy", "hasty"],
 )
 def test_a_wrong_planner_is_caught(wrong) -> None:  # type: ignore[no-untyped-def]
-    @settings(max_examples=300, deadline=None, database=None)
+    @settings(max_examples=300, database=None)
     @given(st.data())
     def attempt(data: st.DataObject) -> None:
         drive(wrong, data)

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.caddy_client import MemoryClient
@@ -56,7 +56,6 @@ SITES = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(SITES, max_size=8), st.booleans())
 def test_put_and_taken_out_in_any_order_nothing_else_is_touched(wanted: list[Site], explicit: bool) -> None:
     before = config(tls_connection_policies=[{"match": {"sni": ["x.test"]}}, {}]) if explicit else config()
