@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
@@ -55,6 +55,8 @@ class RequestSpec:
     method: str = "GET"
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
+    weight: int = 1  # how often in relation to the other requests of the plan
+    template: bool = False  # {{seq}}, {{uuid}} and {{random:LOW:HIGH}} in URL, headers and body are filled in
 
     def __post_init__(self) -> None:
         """Raises PlanError for a URL that cannot be requested."""
@@ -93,6 +95,23 @@ class RequestSpec:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A piece of an open loop: within `duration` seconds the rate goes evenly from the one before to `rate`."""
+
+    duration: float
+    rate: float  # requests a second at its end
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """An HTTP proxy: asked in absolute form for http://, for a tunnel (CONNECT) for https://."""
+
+    host: str
+    port: int
+    authorization: str | None = None  # value of the Proxy-Authorization header
+
+
+@dataclass(frozen=True)
 class Plan:
     """One run. Times in seconds.
 
@@ -101,7 +120,7 @@ class Plan:
     whatever the answers do. `duration` takes the place of `total`; requests in flight at its end finish.
     """
 
-    requests: tuple[RequestSpec, ...]  # sent in turn; all of one origin
+    requests: tuple[RequestSpec, ...]  # sent in turn, as often as their weights say
     connections: int = 50
     total: int | None = 200
     duration: float | None = None
@@ -112,6 +131,18 @@ class Plan:
     verify_tls: bool = True
     dial: tuple[str, int] | None = None  # connect here instead of to the URL's host and port
     attribute: str | None = None  # a response header whose value attributes the answer
+    stages: tuple[Stage, ...] = ()  # an open loop whose rate changes, beginning at `rate` or 0
+    poisson: bool = False  # an open loop with exponential gaps, as independent users make, in place of even ones
+    seed: int = 1  # of everything that is random
+    processes: int = 1
+    http2: bool = False
+    redirects: int = 10  # that are followed at most; 0: none, a 3xx is an answer as any other
+    retry_stale: bool = False  # resend once what a kept-alive connection dropped; counted apart
+    sequence_header: str | None = None  # a request header that carries the number of the request
+    lifetime: float | None = None  # s after which a connection is not used again
+    per_connection: int | None = None  # requests after which a connection is not used again
+    unix: str | None = None  # connect to this socket
+    proxy: Proxy | None = None
 
     def __post_init__(self) -> None:
         """Raises PlanError."""
@@ -155,6 +186,34 @@ class Outcome(NamedTuple):
     size: int  # bytes of body received
     attribute: str | None  # value of the header named by Plan.attribute
     detail: str  # of the error, for people
+    request: int = 0  # which of the plan's requests it was
+    dns_ns: int = 0  # of opening its connection; 0 where that was open already
+    dial_ns: int = 0  # the look-up, connecting and the TLS handshake together
+    tls_ns: int = 0
+    resent: bool = False  # sent again after a kept-alive connection had dropped it (Plan.retry_stale)
+
+
+class Loss(NamedTuple):
+    """One request that got no complete answer."""
+
+    hit: int
+    at: float  # s since the epoch, when it failed
+    kind: ErrorKind
+    request: int  # which of the plan's requests
+    connection: int | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What finished in one stretch of time."""
+
+    begin: float  # s since the start
+    seconds: float
+    status: Mapping[int, int]
+    errors: Mapping[ErrorKind, int]
+    received: int
+    response: Latency | None
 
 
 @dataclass(frozen=True)
@@ -186,9 +245,12 @@ class Bar:
 class SelfCheck:
     """What the generator knows about its own part in the numbers."""
 
-    cpu_us_per_request: float | None  # of this whole process; None when nothing was sent
+    cpu_us_per_request: float | None  # of all generating processes; None when nothing was sent
     valid: bool = True
     why: str = ""
+    loop_lag_ms: float | None = None  # p99 of how late the event loop ran what was due
+    gc_pause_ms: float | None = None  # the longest
+    cpu_share: float | None = None  # of one core, the busiest process
 
 
 @dataclass(frozen=True)
@@ -209,6 +271,13 @@ class Report:
     histogram: tuple[Bar, ...]  # of response times
     by_attribute: Mapping[str, Mapping[int, int]]  # status counts for each attribute value
     self: SelfCheck
+    began_at: float = 0.0  # s since the epoch
+    resent: int = 0  # with Plan.retry_stale
+    redirected: int = 0  # redirects that were followed
+    phases: Mapping[str, Latency] = field(default_factory=dict)  # dns, dial, tls, write, wait, read; of samples
+    intervals: tuple[Interval, ...] = ()  # one a second at first, longer ones in a long run
+    losses: tuple[Loss, ...] = ()  # the first 10,000
+    by_request: Mapping[int, Mapping[int, int]] = field(default_factory=dict)  # status counts for each of the plan's
 
     @property
     def answered(self) -> int:
