@@ -1,0 +1,533 @@
+"""One HTTP/2 connection, which carries the requests of several lanes at a time. Framing and state are the library h2's.
+
+Every request that was begun here ends here, as exactly one of:
+
+- answered: the stream ended, and what came is a response;
+- `reset_stream`: the server reset the stream (REFUSED_STREAM is one such reset), or it announced by GOAWAY that it
+  did not process it;
+- `dropped` or `truncated`: the connection went, before or after the first byte of this stream's response;
+- `protocol`: what came is not HTTP/2, or not a response;
+- given up by its lane: the stream is cancelled, and the connection goes on.
+
+Nothing that was written is written again, though HTTP/2 would allow it for what was refused or not processed: the
+client of a user would not have had to do so either, and who deploys wants to know.
+
+h2 is given one frame at a time, for what it had read before a bad frame would be lost with its exception. GOAWAY is
+read here and kept from it, for it takes no frame any more afterwards, although the answers to earlier streams come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+from h2.config import H2Configuration
+from h2.connection import ConnectionState, H2Connection
+from h2.errors import ErrorCodes
+from h2.events import (
+    DataReceived,
+    Event,
+    InformationalResponseReceived,
+    RemoteSettingsChanged,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
+from h2.exceptions import InvalidBodyLengthError, ProtocolError
+from h2.settings import SettingCodes
+
+from loadtest.exchange import Failure, Requester
+from loadtest.model import ErrorKind
+from loadtest.wire import Message, Wire
+
+Fields = tuple[tuple[bytes, bytes], ...]
+
+_FRAME_HEAD = 9  # bytes (RFC 9113, 4.1)
+_DATA, _HEADERS, _SETTINGS, _GOAWAY = 0, 1, 4, 7  # types of frames (RFC 9113, 6)
+_GOAWAY_BYTES = _FRAME_HEAD + 8  # as h2 writes it
+_CONNECTION_WINDOW_UPDATE = b"\0\0\x04\x08\0\0\0\0\0"
+_STREAM_WINDOW = 16 * 1024 * 1024  # bytes the server may send before it hears that they were taken in
+_CONNECTION_WINDOW = 256 * 1024 * 1024
+_MOST_FRAME = 256 * 1024  # bytes; with the usual 16 KiB a large body costs many more calls
+_MOST_HEADER_BYTES = 256 * 1024
+_LAST_STREAM = 2**31 - 1
+_SWITCHING_PROTOCOLS, _NO_CONTENT, _NOT_MODIFIED = 101, 204, 304
+
+# What belongs to an HTTP/1.1 connection and has no place in HTTP/2 (RFC 9113, 8.2.2); Host becomes :authority.
+_LEFT_OUT = frozenset({b"host", b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
+
+
+class Head(NamedTuple):
+    """What a lane wants to know of a response."""
+
+    status: int
+    attribute: str | None
+    location: str | None
+    length: int | None  # of the body, as the header says
+
+
+def fields_of(message: Message) -> Fields:
+    """A request as the header fields of HTTP/2 (RFC 9113, 8.3.1).
+
+    `Expect: 100-continue` is sent as it is, but not waited for: a stream that is refused costs no connection.
+    """
+    fields = [
+        (b":method", message.method.encode()),
+        (b":scheme", b"https" if message.origin.tls else b"http"),
+        (b":authority", message.host),
+        (b":path", message.target.encode()),
+    ]
+    names = set()
+    for name, value in message.headers:
+        lower = name.lower()
+        if lower in _LEFT_OUT or (lower == b"te" and value.strip().lower() != b"trailers"):
+            continue
+        names.add(lower)
+        fields.append((lower, value.strip()))
+    if b"content-length" not in names and (message.body or message.method in ("POST", "PUT", "PATCH")):
+        fields.append((b"content-length", b"%d" % len(message.body)))
+    return tuple(fields)
+
+
+class Seat:
+    """A lane's place on a connection, for one request at a time: a `Carrier`."""
+
+    __slots__ = ("_connection", "_failure", "_lane", "first_byte_ns", "head", "head_only", "size", "stream", "unsent")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lane: Requester | None = None  # while it has a request under way
+        self._failure: Failure | None = None
+        self.stream = 0
+        self.unsent = memoryview(b"")  # of the body
+        self.head: Head | None = None
+        self.head_only = False  # the answer has no body
+        self.size = 0
+        self.first_byte_ns = 0
+
+    @property
+    def number(self) -> int:
+        return self._connection.number
+
+    @property
+    def usable(self) -> bool:
+        return self._connection.usable
+
+    def send(self, wire: Wire, lane: Requester) -> None:
+        self._lane = lane
+        self._failure = None
+        self.unsent = memoryview(wire.message.body)
+        self.head = None
+        self.head_only = wire.head_only
+        self.size = 0
+        self.first_byte_ns = 0
+        self._connection.begin(self, fields_of(wire.message))
+
+    def give_up(self, lane: Requester, failure: Failure | None) -> None:
+        self._connection.cancel(self)
+        if self._lane is not None and failure is not None:
+            self.end(failure)
+            self.tell()
+        self._lane = None
+
+    def close(self) -> None:
+        self._connection.leave(self)
+
+    def end(self, failure: Failure | None) -> None:
+        """What became of the request is known: None, it was answered."""
+        self._failure = failure
+        self.unsent = memoryview(b"")
+
+    def tell(self) -> None:
+        """Tell it to the lane, which may send its next request from within."""
+        lane, self._lane = self._lane, None
+        if lane is None:  # given up meanwhile
+            return
+        if self._failure is not None:
+            lane.failed(self._failure, self.size, self.first_byte_ns)
+        else:
+            assert self.head is not None
+            lane.answered(self.head, self.size, self.first_byte_ns)
+
+
+class _Http(H2Connection):
+    MAX_CLOSED_STREAMS = 1024  # remembered; the 65,536 of h2 are 10 MB for each connection
+
+
+class Connection(asyncio.Protocol):
+    """`ready` is done once the server has said how many streams it takes, or with the reason why it never will."""
+
+    def __init__(self, attribute: str | None, on_lost: Callable[[Connection], None]) -> None:
+        self.number = -1  # set by who opened it
+        self.seats: set[Seat] = set()
+        self.ready: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
+        self.idle_closed = False  # the server ended it while no request was under way
+        self._attribute = attribute.lower().encode() if attribute else None
+        self._on_lost = on_lost
+        self._http = _Http(
+            H2Configuration(
+                validate_outbound_headers=False,  # fields_of makes no others
+                normalize_outbound_headers=False,
+                validate_inbound_headers=False,  # a bad field would end the whole connection
+            )
+        )
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._begun: dict[int, Seat] = {}  # seats with a request under way, by stream
+        self._untold: list[Seat] = []  # whose request ended within the data that is being taken in
+        self._corked = False  # what is to be written waits until that data has been taken in
+        self._blocked = False  # the transport's buffer is full
+        self._closing = False  # no further request may be written
+        self._ended = False  # nothing more will come
+
+    # for seats
+
+    @property
+    def usable(self) -> bool:
+        """Whether a request may be written, as far as is known now."""
+        return not self._closing and len(self._begun) < self.capacity
+
+    @property
+    def capacity(self) -> int:
+        """Streams that the server takes at a time; 0 when no further one may be begun."""
+        if self._closing or self._transport is None or self._transport.is_closing():
+            return 0
+        if self._http.highest_outbound_stream_id >= _LAST_STREAM:
+            return 0
+        return self._http.remote_settings.max_concurrent_streams
+
+    def take_seat(self) -> Seat:
+        seat = Seat(self)
+        self.seats.add(seat)
+        return seat
+
+    def begin(self, seat: Seat, fields: Fields) -> None:
+        assert self.usable
+        seat.stream = self._http.get_next_available_stream_id()
+        self._begun[seat.stream] = seat
+        self._http.send_headers(seat.stream, fields, end_stream=not seat.unsent)
+        if seat.unsent:
+            self._send_body(seat)
+        self._flush()
+
+    def cancel(self, seat: Seat) -> None:
+        if self._begun.get(seat.stream) is seat:
+            del self._begun[seat.stream]
+            self._reset(seat.stream, ErrorCodes.CANCEL)
+            self._close_if_done()
+            self._flush()
+
+    def leave(self, seat: Seat) -> None:
+        """The last one to go closes the connection."""
+        self.seats.discard(seat)
+        if not self.seats:
+            self.close()
+
+    # for who opened it
+
+    def close(self) -> None:
+        if not self._ended:
+            self._closing = self._ended = True
+            self._http.close_connection()
+            self._write()
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        self._closing = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    # what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class
+        self._http.local_settings.update(
+            {
+                SettingCodes.ENABLE_PUSH: 0,
+                SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
+                SettingCodes.MAX_FRAME_SIZE: _MOST_FRAME,
+                SettingCodes.MAX_HEADER_LIST_SIZE: _MOST_HEADER_BYTES,
+            }
+        )
+        self._http.initiate_connection()
+        self._http.increment_flow_control_window(_CONNECTION_WINDOW)
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
+        self._corked = True
+        self._buffer += data
+        try:
+            self._take_frames()
+        except ProtocolError as error:
+            self._break(str(error) or type(error).__name__)
+        self._tell()
+        self._corked = False
+        self._flush()
+        self._close_if_done()
+
+    def eof_received(self) -> None:
+        self._end("connection closed")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end("connection closed" if exc is None else str(exc) or type(exc).__name__)
+        self._on_lost(self)
+
+    def pause_writing(self) -> None:
+        self._blocked = True
+
+    def resume_writing(self) -> None:
+        self._blocked = False
+        self._send_bodies()
+        self._flush()
+
+    # reading
+
+    def _take_frames(self) -> None:
+        """Raises ProtocolError."""
+        buffer, at = self._buffer, 0
+        try:
+            while len(buffer) - at >= _FRAME_HEAD and not self._ended:
+                end = at + _FRAME_HEAD + int.from_bytes(buffer[at : at + 3], "big")
+                kind = buffer[at + 3]
+                if not self.ready.done() and kind != _SETTINGS:
+                    raise ProtocolError(_no_preface(bytes(buffer[at:])))
+                if end - at > _FRAME_HEAD + _MOST_FRAME:
+                    raise ProtocolError(f"a frame of {end - at:,} bytes")
+                if len(buffer) < end:
+                    return
+                stream = int.from_bytes(buffer[at + 5 : at + 9], "big") & _LAST_STREAM
+                frame = bytes(buffer[at:end])
+                at = end
+                self._take(kind, stream, frame)
+        finally:
+            del buffer[:at]
+
+    def _take(self, kind: int, stream: int, frame: bytes) -> None:
+        seat = self._begun.get(stream)
+        if kind == _GOAWAY:
+            self._go_away(frame[_FRAME_HEAD:])
+            return
+        if seat is None and kind == _DATA and stream % 2 and stream <= self._http.highest_outbound_stream_id:
+            self._ignore(len(frame) - _FRAME_HEAD)
+            return
+        if seat is not None and kind == _HEADERS and not seat.first_byte_ns:
+            seat.first_byte_ns = time.monotonic_ns()
+        try:
+            events = self._http.receive_data(frame)
+        except InvalidBodyLengthError as error:
+            self._forgive(stream, frame)
+            self._malformed(stream, str(error))
+            return
+        for event in events:
+            self._on(event)
+
+    def _ignore(self, size: int) -> None:
+        """Data of a stream that was given up. h2 would reset the stream with every such frame, which servers take for
+        an attack; only the window of the connection has to be opened again."""
+        if size:
+            self._write()
+            self._put(_CONNECTION_WINDOW_UPDATE + size.to_bytes(4, "big"))
+
+    def _forgive(self, stream: int, frame: bytes) -> None:
+        """A body of the wrong length is an error of its stream (RFC 9113, 8.1.1), but ends the connection for h2."""
+        self._http.state_machine.state = ConnectionState.CLIENT_OPEN
+        self._put(self._http.data_to_send()[:-_GOAWAY_BYTES])
+        self._http.acknowledge_received_data(len(frame) - _FRAME_HEAD, stream)
+
+    def _on(self, event: Event) -> None:
+        match event:
+            case ResponseReceived():
+                self._on_head(event)
+            case DataReceived():
+                self._http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                if event.stream_id in self._begun:
+                    self._begun[event.stream_id].size += len(event.data)
+            case StreamEnded():
+                self._on_end(event.stream_id)
+            case StreamReset():
+                self._on_reset(event)
+            case WindowUpdated():
+                self._send_bodies()
+            case RemoteSettingsChanged():
+                self._send_bodies()  # the windows may be larger now
+                if not self.ready.done():
+                    self.ready.set_result(None)
+            case InformationalResponseReceived(stream_id=stream, headers=headers):
+                if (b":status", b"101") in [tuple(field) for field in headers]:  # there is no such thing (8.6)
+                    self._malformed(stream, "status 101 over HTTP/2")
+            case _:
+                pass
+
+    def _on_head(self, event: ResponseReceived) -> None:
+        seat = self._begun.get(event.stream_id)
+        if seat is None:
+            return
+        status = b""
+        attribute = location = length = None
+        for name, value in cast("list[tuple[bytes, bytes]]", event.headers):
+            if name == b":status":
+                status = value
+            elif name == self._attribute:
+                attribute = value.decode("latin-1")
+            elif name == b"location":
+                location = value.decode("latin-1")
+            elif name == b"content-length":
+                length = int(value) if value.isdigit() and len(value) < 20 else None
+        if len(status) != 3 or not status.isdigit():
+            self._malformed(event.stream_id, f"a response with the status {status.decode('latin-1')!r}")
+            return
+        seat.head = Head(int(status), attribute, location, length)
+
+    def _on_end(self, stream: int) -> None:
+        seat = self._begun.get(stream)
+        if seat is None:
+            return
+        assert seat.head is not None  # h2 takes no body before a head
+        if _falls_short(seat.head, seat.size, head_only=seat.head_only):
+            self._malformed(stream, f"the body ended after {seat.size} of {seat.head.length} bytes")
+            return
+        if seat.unsent:  # the answer did not wait for the whole body
+            self._reset(stream, ErrorCodes.CANCEL)
+        self._finish(stream, None)
+
+    def _on_reset(self, event: StreamReset) -> None:
+        if event.remote_reset:
+            failure = Failure(ErrorKind.RESET_STREAM, f"the server reset the stream: {_name(event.error_code)}")
+        else:  # by h2
+            failure = Failure(ErrorKind.PROTOCOL, f"the stream broke the rules: {_name(event.error_code)}")
+        self._finish(event.stream_id, failure)
+
+    def _malformed(self, stream: int, reason: str) -> None:
+        seat = self._begun.get(stream)
+        if seat is None:
+            return
+        self._reset(stream, ErrorCodes.PROTOCOL_ERROR)
+        if seat.head is not None and seat.head.status == _NOT_MODIFIED and not seat.size:
+            self._finish(stream, None)  # its Content-Length is that of the body it does not have
+        else:
+            self._finish(stream, Failure(ErrorKind.PROTOCOL, reason))
+
+    def _go_away(self, payload: bytes) -> None:
+        """The server takes no further stream; those over the last it names were not processed (RFC 9113, 6.8)."""
+        if len(payload) < 8:
+            raise ProtocolError("a GOAWAY frame that is too short")
+        last = int.from_bytes(payload[:4], "big") & _LAST_STREAM
+        code = int.from_bytes(payload[4:8], "big")
+        self._note_end()
+        self._closing = True
+        reason = f"GOAWAY before it was processed: {_name(code)}"
+        for stream in [stream for stream in self._begun if stream > last]:
+            self._finish(stream, Failure(ErrorKind.RESET_STREAM, reason))
+        self._set_unready(f"GOAWAY: {_name(code)}")
+
+    # ends
+
+    def _finish(self, stream: int, failure: Failure | None) -> None:
+        seat = self._begun.pop(stream, None)
+        if seat is not None:
+            seat.end(failure)
+            self._untold.append(seat)
+
+    def _tell(self) -> None:
+        """Only after all that came was taken in: no request is begun on what is known to end."""
+        untold, self._untold = self._untold, []
+        for seat in untold:
+            seat.tell()
+
+    def _break(self, reason: str) -> None:
+        """What comes is not HTTP/2."""
+        self._closing = self._ended = True
+        self._set_unready(reason, ErrorKind.PROTOCOL)
+        for stream in tuple(self._begun):
+            self._finish(stream, Failure(ErrorKind.PROTOCOL, reason))
+        self._write()
+        if self._transport is not None:
+            self._transport.close()
+
+    def _end(self, reason: str) -> None:
+        """No more bytes will come."""
+        if self._ended:
+            return
+        self._note_end()
+        self._closing = self._ended = True
+        self._set_unready(reason)
+        cut = int.from_bytes(self._buffer[5:9], "big") if len(self._buffer) >= _FRAME_HEAD else 0
+        for stream, seat in tuple(self._begun.items()):
+            if seat.first_byte_ns or stream == cut:
+                seat.first_byte_ns = seat.first_byte_ns or time.monotonic_ns()
+                self._finish(stream, Failure(ErrorKind.TRUNCATED, reason))
+            else:
+                self._finish(stream, Failure(ErrorKind.DROPPED, f"{reason} before the first response byte"))
+        self._tell()
+
+    def _note_end(self) -> None:
+        self.idle_closed |= not self._closing and not self._begun and self.ready.done()
+
+    def _set_unready(self, reason: str, kind: ErrorKind = ErrorKind.DROPPED) -> None:
+        if not self.ready.done():
+            self.ready.set_result(Failure(kind, reason))
+
+    def _close_if_done(self) -> None:
+        if self._closing and not self._begun and not self._corked and self._transport is not None:
+            self._transport.close()
+
+    # writing
+
+    def _reset(self, stream: int, code: ErrorCodes) -> None:
+        known = self._http.streams.get(stream)
+        if not self._ended and known is not None and not known.closed:
+            self._http.reset_stream(stream, code)
+
+    def _send_bodies(self) -> None:
+        for seat in tuple(self._begun.values()):
+            if seat.unsent:
+                self._send_body(seat)
+
+    def _send_body(self, seat: Seat) -> None:
+        """As much of it as the windows allow."""
+        while seat.unsent and not self._blocked:
+            window = self._http.local_flow_control_window(seat.stream)
+            size = min(window, self._http.max_outbound_frame_size, len(seat.unsent))
+            if size <= 0:
+                return
+            piece, seat.unsent = seat.unsent[:size], seat.unsent[size:]
+            self._http.send_data(seat.stream, piece, end_stream=not seat.unsent)
+            if seat.unsent:
+                self._write()  # or a large body would be held twice, and `pause_writing` never heard
+
+    def _flush(self) -> None:
+        if not self._corked:
+            self._write()
+
+    def _write(self) -> None:
+        self._put(self._http.data_to_send())
+
+    def _put(self, data: bytes) -> None:
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+
+def _falls_short(head: Head, size: int, *, head_only: bool) -> bool:
+    """Whether a body that ended has not the length the header said; h2 looks only at those with a DATA frame."""
+    if head.length is None or head_only or head.status in (_NO_CONTENT, _NOT_MODIFIED):
+        return False
+    return size != head.length
+
+
+def _no_preface(data: bytes) -> str:
+    if data.startswith(b"HTTP/"):
+        return "the server answered in HTTP/1"
+    return f"the server does not speak HTTP/2: it began with {data[:20]!r}"
+
+
+def _name(code: int | ErrorCodes | None) -> str:
+    try:
+        return ErrorCodes(code).name
+    except ValueError:
+        return f"code {code}"
