@@ -70,8 +70,18 @@ class Carrier(Protocol):
         ...
 
     @property
+    def open(self) -> bool:
+        """Whether `send` may be called within `answered` or `failed`. Cheap."""
+        ...
+
+    @property
     def usable(self) -> bool:
-        """Whether `send` may be called, as far as is known now: no close of the other side is known."""
+        """Whether `send` may be called after a pause: no close of the other side is known by now."""
+        ...
+
+    @property
+    def retired(self) -> bool:
+        """We ended it ourselves (Plan.lifetime, Plan.per_connection): it was not closed by the other side."""
         ...
 
     def send(self, wire: Wire, lane: Requester) -> None:

@@ -51,7 +51,7 @@ class Message(NamedTuple):
 class Wire:
     """One request as it is written. A lane sends it to one carrier, which writes it once."""
 
-    __slots__ = ("bulky", "closes", "data", "head_only", "held", "message", "origin", "request")
+    __slots__ = ("closes", "data", "head_only", "held", "message", "origin", "request", "special")
 
     def __init__(self, message: Message, request: int, data: bytes, *, held: bytes = b"", closes: bool = False) -> None:
         self.message = message
@@ -61,7 +61,7 @@ class Wire:
         self.held = held  # a body that waits for "100 Continue"
         self.closes = closes  # it says that the connection ends with its answer
         self.head_only = message.method == "HEAD"  # its answer has no body
-        self.bulky = len(data) > _BULKY
+        self.special = closes or bool(held) or len(data) > _BULKY  # look twice before the connection is used again
 
 
 @dataclass(frozen=True)
