@@ -37,13 +37,13 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.exceptions import InvalidBodyLengthError, ProtocolError
-from h2.settings import SettingCodes
+from h2.settings import SettingCodes, Settings
 
+from loadtest.connection import Limits
 from loadtest.exchange import Failure, Requester
+from loadtest.fields import Fields, RememberingDecoder, RememberingEncoder, fields_of
 from loadtest.model import ErrorKind
-from loadtest.wire import Message, Wire
-
-Fields = tuple[tuple[bytes, bytes], ...]
+from loadtest.wire import Wire
 
 _FRAME_HEAD = 9  # bytes (RFC 9113, 4.1)
 _DATA, _HEADERS, _SETTINGS, _GOAWAY = 0, 1, 4, 7  # types of frames (RFC 9113, 6)
@@ -54,10 +54,8 @@ _CONNECTION_WINDOW = 256 * 1024 * 1024
 _MOST_FRAME = 256 * 1024  # bytes; with the usual 16 KiB a large body costs many more calls
 _MOST_HEADER_BYTES = 256 * 1024
 _LAST_STREAM = 2**31 - 1
+_MOST_REQUESTS = 2**30 - 1  # then a connection has no stream numbers left
 _SWITCHING_PROTOCOLS, _NO_CONTENT, _NOT_MODIFIED = 101, 204, 304
-
-# What belongs to an HTTP/1.1 connection and has no place in HTTP/2 (RFC 9113, 8.2.2); Host becomes :authority.
-_LEFT_OUT = frozenset({b"host", b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
 
 
 class Head(NamedTuple):
@@ -67,29 +65,6 @@ class Head(NamedTuple):
     attribute: str | None
     location: str | None
     length: int | None  # of the body, as the header says
-
-
-def fields_of(message: Message) -> Fields:
-    """A request as the header fields of HTTP/2 (RFC 9113, 8.3.1).
-
-    `Expect: 100-continue` is sent as it is, but not waited for: a stream that is refused costs no connection.
-    """
-    fields = [
-        (b":method", message.method.encode()),
-        (b":scheme", b"https" if message.origin.tls else b"http"),
-        (b":authority", message.host),
-        (b":path", message.target.encode()),
-    ]
-    names = set()
-    for name, value in message.headers:
-        lower = name.lower()
-        if lower in _LEFT_OUT or (lower == b"te" and value.strip().lower() != b"trailers"):
-            continue
-        names.add(lower)
-        fields.append((lower, value.strip()))
-    if b"content-length" not in names and (message.body or message.method in ("POST", "PUT", "PATCH")):
-        fields.append((b"content-length", b"%d" % len(message.body)))
-    return tuple(fields)
 
 
 class Seat:
@@ -113,8 +88,17 @@ class Seat:
         return self._connection.number
 
     @property
+    def open(self) -> bool:
+        return self._connection.usable
+
+    @property
     def usable(self) -> bool:
         return self._connection.usable
+
+    @property
+    def retired(self) -> bool:
+        """One seat alone says that the server closed the connection while it was idle, as that is one event."""
+        return self._connection.closed_idle is not self
 
     def send(self, wire: Wire, lane: Requester) -> None:
         self._lane = lane
@@ -156,24 +140,46 @@ class Seat:
 class _Http(H2Connection):
     MAX_CLOSED_STREAMS = 1024  # remembered; the 65,536 of h2 are 10 MB for each connection
 
-
-class Connection(asyncio.Protocol):
-    """`ready` is done once the server has said how many streams it takes, or with the reason why it never will."""
-
-    def __init__(self, attribute: str | None, on_lost: Callable[[Connection], None]) -> None:
-        self.number = -1  # set by who opened it
-        self.seats: set[Seat] = set()
-        self.ready: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
-        self.idle_closed = False  # the server ended it while no request was under way
-        self._attribute = attribute.lower().encode() if attribute else None
-        self._on_lost = on_lost
-        self._http = _Http(
+    def __init__(self) -> None:
+        super().__init__(
             H2Configuration(
                 validate_outbound_headers=False,  # fields_of makes no others
                 normalize_outbound_headers=False,
                 validate_inbound_headers=False,  # a bad field would end the whole connection
+                normalize_inbound_headers=False,
             )
         )
+        self.local_settings = Settings(
+            client=True,
+            initial_values={
+                SettingCodes.ENABLE_PUSH: 0,
+                SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
+                SettingCodes.MAX_FRAME_SIZE: _MOST_FRAME,
+                SettingCodes.MAX_HEADER_LIST_SIZE: _MOST_HEADER_BYTES,
+            },
+        )
+        self.max_inbound_frame_size = _MOST_FRAME
+        self.encoder = RememberingEncoder()
+        self.decoder = RememberingDecoder(_MOST_HEADER_BYTES)
+
+
+class Connection(asyncio.Protocol):
+    """`ready` is done once the server has said how many streams it takes, or with the reason why it never will."""
+
+    def __init__(
+        self, attribute: str | None, on_lost: Callable[[Connection], None], limits: Limits | None = None
+    ) -> None:
+        self.number = -1  # set by who opened it
+        self.seats: dict[Seat, None] = {}
+        self.closed_idle: Seat | None = None  # a seat, when the server ended it while no request was under way
+        self.ready: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
+        self._limits = limits
+        self._limit = 0  # of streams at a time, which the server sets
+        self._opened_ns = 0
+        self._requests = 0
+        self._attribute = attribute.lower().encode() if attribute else None
+        self._on_lost = on_lost
+        self._http = _Http()
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._begun: dict[int, Seat] = {}  # seats with a request under way, by stream
@@ -188,24 +194,25 @@ class Connection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """Whether a request may be written, as far as is known now."""
-        return not self._closing and len(self._begun) < self.capacity
+        return len(self._begun) < self.capacity
 
     @property
     def capacity(self) -> int:
         """Streams that the server takes at a time; 0 when no further one may be begun."""
+        if self._limits is not None and self._limits.reached(time.monotonic_ns() - self._opened_ns, self._requests):
+            self._closing = True
+            self._close_if_done()
         if self._closing or self._transport is None or self._transport.is_closing():
             return 0
-        if self._http.highest_outbound_stream_id >= _LAST_STREAM:
-            return 0
-        return self._http.remote_settings.max_concurrent_streams
+        return self._limit if self._requests < _MOST_REQUESTS else 0
 
     def take_seat(self) -> Seat:
         seat = Seat(self)
-        self.seats.add(seat)
+        self.seats[seat] = None
         return seat
 
     def begin(self, seat: Seat, fields: Fields) -> None:
-        assert self.usable
+        self._requests += 1
         seat.stream = self._http.get_next_available_stream_id()
         self._begun[seat.stream] = seat
         self._http.send_headers(seat.stream, fields, end_stream=not seat.unsent)
@@ -222,13 +229,14 @@ class Connection(asyncio.Protocol):
 
     def leave(self, seat: Seat) -> None:
         """The last one to go closes the connection."""
-        self.seats.discard(seat)
+        self.seats.pop(seat, None)
         if not self.seats:
             self.close()
 
     # for who opened it
 
     def close(self) -> None:
+        """In good order; not with requests under way."""
         if not self._ended:
             self._closing = self._ended = True
             self._http.close_connection()
@@ -245,14 +253,11 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class
-        self._http.local_settings.update(
-            {
-                SettingCodes.ENABLE_PUSH: 0,
-                SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
-                SettingCodes.MAX_FRAME_SIZE: _MOST_FRAME,
-                SettingCodes.MAX_HEADER_LIST_SIZE: _MOST_HEADER_BYTES,
-            }
-        )
+        self._opened_ns = time.monotonic_ns()
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() != "h2":
+            self._break("the server does not agree to HTTP/2 (ALPN)")
+            return
         self._http.initiate_connection()
         self._http.increment_flow_control_window(_CONNECTION_WINDOW)
         self._flush()
@@ -355,6 +360,7 @@ class Connection(asyncio.Protocol):
             case WindowUpdated():
                 self._send_bodies()
             case RemoteSettingsChanged():
+                self._limit = self._http.remote_settings.max_concurrent_streams
                 self._send_bodies()  # the windows may be larger now
                 if not self.ready.done():
                     self.ready.set_result(None)
@@ -467,15 +473,16 @@ class Connection(asyncio.Protocol):
         self._tell()
 
     def _note_end(self) -> None:
-        self.idle_closed |= not self._closing and not self._begun and self.ready.done()
+        if not self._closing and not self._begun:
+            self.closed_idle = next(iter(self.seats), None)
 
     def _set_unready(self, reason: str, kind: ErrorKind = ErrorKind.DROPPED) -> None:
         if not self.ready.done():
             self.ready.set_result(Failure(kind, reason))
 
     def _close_if_done(self) -> None:
-        if self._closing and not self._begun and not self._corked and self._transport is not None:
-            self._transport.close()
+        if self._closing and not self._begun and not self._corked:
+            self.close()
 
     # writing
 

@@ -136,6 +136,7 @@ class Plan:
     seed: int = 1  # of everything that is random
     processes: int = 1
     http2: bool = False
+    streams: int = 10  # with HTTP/2, at most so many requests at a time on one of as many connections as that takes
     redirects: int = 10  # that are followed at most; 0: none, a 3xx is an answer as any other
     retry_stale: bool = False  # resend once what a kept-alive connection dropped; counted apart
     sequence_header: str | None = None  # a request header that carries the number of the request
@@ -161,6 +162,7 @@ class Plan:
             "rate": self.rate,
             "rate for each worker": self.qps,
             "time-out": self.timeout,
+            "streams": self.streams,
         }
         for name, amount in amounts.items():
             if amount is not None and not 0 < amount < math.inf:

@@ -14,6 +14,7 @@ from time import monotonic_ns
 
 from loadtest.dial import Connector, DialError
 from loadtest.exchange import Dialled, Failure, Requester
+from loadtest.connection import Limits
 from loadtest.http2 import Connection, Seat
 from loadtest.model import ErrorKind, Origin, Plan
 
@@ -65,6 +66,7 @@ class Seating:
 
     def __init__(self, plan: Plan, lanes: int) -> None:
         self._attribute = plan.attribute
+        self._limits = _limits(plan)
         self._connector = Connector(plan, alpn=("h2", "http/1.1"))  # a server without h2 then says so in good order
         self._most = math.ceil(lanes / plan.streams) if plan.keepalive else lanes  # connections to one origin
         self._each = math.ceil(lanes / self._most)  # seats on one connection
@@ -119,7 +121,7 @@ class Seating:
 
     async def _open_connection(self, opening: _Opening) -> None:
         began = monotonic_ns()
-        connection = Connection(self._attribute, self._lost)
+        connection = Connection(self._attribute, self._lost, self._limits)
         self._open[connection] = opening.origin
         try:
             _, dialled = await self._connector.connect(opening.origin, lambda: connection)
@@ -156,3 +158,10 @@ class Seating:
 
     def _lost(self, connection: Connection) -> None:
         self._open.pop(connection, None)
+
+
+def _limits(plan: Plan) -> Limits | None:
+    requests = plan.per_connection if plan.keepalive else 1
+    if plan.lifetime is None and requests is None:
+        return None
+    return Limits(None if plan.lifetime is None else round(plan.lifetime * 1e9), requests)

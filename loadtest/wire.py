@@ -88,7 +88,7 @@ class Encoder:
         if (hosts := _count(message, b"host")) > 1:
             raise PlanError(f"{message.url} cannot be requested with {hosts} Host headers")
         if not hosts:
-            headers.insert(0, (b"Host", _ascii(message.authority)))
+            headers.insert(0, (b"Host", ascii_authority(message.authority)))
         if not self.keepalive and not _count(message, b"connection"):
             headers.append((b"Connection", b"close"))
         if proxy is not None and proxy.authorization is not None:
@@ -133,7 +133,7 @@ def _value(message: Message, name: bytes) -> bytes:
     return next((value for known, value in message.headers if known.lower() == name), b"")
 
 
-def _ascii(authority: str) -> bytes:
+def ascii_authority(authority: str) -> bytes:
     try:
         return authority.encode("ascii" if authority.isascii() else "idna")
     except UnicodeError as error:

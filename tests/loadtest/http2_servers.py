@@ -23,7 +23,7 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.exceptions import ProtocolError
-from h2.settings import SettingCodes
+from h2.settings import SettingCodes, Settings
 from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame
 
 
@@ -147,8 +147,7 @@ class Server:
         self.peers.append(peer)
         requests: dict[int, Received] = {}
         try:
-            peer.http.update_settings(self.settings)
-            peer.http.clear_outbound_data_buffer()
+            peer.http.local_settings = Settings(client=False, initial_values=self.settings)
             peer.http.initiate_connection()
             peer.flush()
             while data := await reader.read(65536):
