@@ -1,3 +1,5 @@
 class BadResponseError(Exception): ...
-class ResponseReader: 
+
+
+class ResponseReader:
     def __init__(self, attribute=None): ...

@@ -1,7 +1,8 @@
 """Holds WebSocket connections open, talks over them, and tells apart how each of them ended.
 
-`cut`: it ended without a close frame from the server. `closed`: the server sent one. What we close ourselves
-at the end of the run is neither.
+`cut`: it ended without a close frame from the server, or the server no longer answers pings, as happens when a host
+or a route dies in silence. `closed`: the server sent a close frame. What we close ourselves at the end of the run is
+neither.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class WebSocketPlan:
     connections: int = 10
     interval: float = 1.0  # between the messages of one connection
     message: str | None = "loadtest"  # sent with a number, an echo expected; None: pings
-    timeout: float = 10.0  # of opening, and of the last echoes at the end
+    timeout: float = 10.0  # of opening, of answers to pings, and of the last echoes at the end
     reopen: float | None = 0.2  # until an ended or refused connection is tried again; None: never
     verify_tls: bool = True
     dial: tuple[str, int] | None = None  # connect here instead of to the URL's host and port
@@ -82,6 +83,28 @@ async def hold(
     return holder.report
 
 
+class _Waiting:
+    """The messages of one connection that are not answered yet."""
+
+    def __init__(self) -> None:
+        self.settled = asyncio.Event()  # there are none
+        self.settled.set()
+        self._tokens: set[str] = set()
+
+    def add(self, token: str) -> None:
+        self._tokens.add(token)
+        self.settled.clear()
+
+    def answered(self, token: str) -> bool:
+        """Whether it was one of them."""
+        if token not in self._tokens:
+            return False
+        self._tokens.discard(token)
+        if not self._tokens:
+            self.settled.set()
+        return True
+
+
 class _Holder:
     def __init__(self, plan: WebSocketPlan, stop: asyncio.Event, on_cut: Callable[[Ending], None] | None) -> None:
         self.report = WebSocketReport()
@@ -113,9 +136,10 @@ class _Holder:
             proxy=None,
             compression=None,
             open_timeout=self._plan.timeout,
-            close_timeout=1,
+            close_timeout=min(1, self._plan.timeout),
             max_size=None,  # or a large message would have us end the connection
-            ping_interval=None,  # only what the plan says is sent
+            ping_interval=self._plan.timeout / 2,  # so that silence is noticed, whether echoes are due or not
+            ping_timeout=self._plan.timeout,
             **where,
         )
 
@@ -127,7 +151,7 @@ class _Holder:
     async def _hold(self, socket: ClientConnection) -> None:
         number = self.report.opened
         self.report.opened += 1
-        waiting: set[str] = set()
+        waiting = _Waiting()
         reader = asyncio.create_task(self._read(socket, waiting))
         try:
             await self._talk(socket, waiting, reader)
@@ -139,18 +163,17 @@ class _Holder:
         if ended is not None:
             self._ended(number, ended)
 
-    async def _read(self, socket: ClientConnection, waiting: set[str]) -> ConnectionClosed:
+    async def _read(self, socket: ClientConnection, waiting: _Waiting) -> ConnectionClosed:
         """Take in what comes until the connection ends; returns how it did."""
         while True:
             try:
                 message = await socket.recv()
             except ConnectionClosed as ended:
                 return ended
-            if isinstance(message, str) and message in waiting:
-                waiting.discard(message)
+            if isinstance(message, str) and waiting.answered(message):
                 self.report.echoed += 1
 
-    async def _talk(self, socket: ClientConnection, waiting: set[str], reader: asyncio.Task[ConnectionClosed]) -> None:
+    async def _talk(self, socket: ClientConnection, waiting: _Waiting, reader: asyncio.Task[ConnectionClosed]) -> None:
         """Send at every interval until the run is stopped or the connection ends."""
         stopped = asyncio.create_task(self._stop.wait())
         try:
@@ -165,7 +188,7 @@ class _Holder:
         finally:
             stopped.cancel()
 
-    async def _send(self, socket: ClientConnection, waiting: set[str]) -> None:
+    async def _send(self, socket: ClientConnection, waiting: _Waiting) -> None:
         token = f"{self._plan.message or 'ping'} {self.report.sent}"
         if self._plan.message is None:
             pong = await socket.ping(token)
@@ -176,15 +199,14 @@ class _Holder:
             await socket.send(token)
         self.report.sent += 1
 
-    def _pong(self, done: asyncio.Future[float], token: str, waiting: set[str]) -> None:
-        waiting.discard(token)
-        if not done.cancelled() and done.exception() is None:
+    def _pong(self, done: asyncio.Future[float], token: str, waiting: _Waiting) -> None:
+        if waiting.answered(token) and not done.cancelled() and done.exception() is None:
             self.report.echoed += 1
 
-    async def _await_echoes(self, waiting: set[str], reader: asyncio.Task[ConnectionClosed]) -> None:
-        deadline = time.monotonic() + self._plan.timeout
-        while waiting and not reader.done() and time.monotonic() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    async def _await_echoes(self, waiting: _Waiting, reader: asyncio.Task[ConnectionClosed]) -> None:
+        settled = asyncio.create_task(waiting.settled.wait())
+        await asyncio.wait((reader, settled), timeout=self._plan.timeout, return_when=asyncio.FIRST_COMPLETED)
+        settled.cancel()
 
     def _ended(self, number: int, ended: ConnectionClosed) -> None:
         ending = Ending(number, time.monotonic_ns(), str(ended))
