@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from h2.config import H2Configuration
 from h2.connection import ConnectionState, H2Connection
@@ -112,10 +112,11 @@ class Seat:
 
     def give_up(self, lane: Requester, failure: Failure | None) -> None:
         self._connection.cancel(self)
-        if self._lane is not None and failure is not None:
+        if failure is None:
+            self._lane = None
+        else:
             self.end(failure)
             self.tell()
-        self._lane = None
 
     def close(self) -> None:
         self._connection.leave(self)
@@ -180,6 +181,15 @@ class Connection(asyncio.Protocol):
         self._attribute = attribute.lower().encode() if attribute else None
         self._on_lost = on_lost
         self._http = _Http()
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            ResponseReceived: self._on_head,
+            DataReceived: self._on_data,
+            StreamEnded: self._on_end,
+            StreamReset: self._on_reset,
+            WindowUpdated: self._on_window,
+            RemoteSettingsChanged: self._on_settings,
+            InformationalResponseReceived: self._on_interim,
+        }
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._begun: dict[int, Seat] = {}  # seats with a request under way, by stream
@@ -330,7 +340,9 @@ class Connection(asyncio.Protocol):
             self._malformed(stream, str(error))
             return
         for event in events:
-            self._on(event)
+            handler = self._handlers.get(type(event))
+            if handler is not None:
+                handler(event)
 
     def _ignore(self, size: int) -> None:
         """Data of a stream that was given up. h2 would reset the stream with every such frame, which servers take for
@@ -345,30 +357,24 @@ class Connection(asyncio.Protocol):
         self._put(self._http.data_to_send()[:-_GOAWAY_BYTES])
         self._http.acknowledge_received_data(len(frame) - _FRAME_HEAD, stream)
 
-    def _on(self, event: Event) -> None:
-        match event:
-            case ResponseReceived():
-                self._on_head(event)
-            case DataReceived():
-                self._http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                if event.stream_id in self._begun:
-                    self._begun[event.stream_id].size += len(event.data)
-            case StreamEnded():
-                self._on_end(event.stream_id)
-            case StreamReset():
-                self._on_reset(event)
-            case WindowUpdated():
-                self._send_bodies()
-            case RemoteSettingsChanged():
-                self._limit = self._http.remote_settings.max_concurrent_streams
-                self._send_bodies()  # the windows may be larger now
-                if not self.ready.done():
-                    self.ready.set_result(None)
-            case InformationalResponseReceived(stream_id=stream, headers=headers):
-                if (b":status", b"101") in [tuple(field) for field in headers]:  # there is no such thing (8.6)
-                    self._malformed(stream, "status 101 over HTTP/2")
-            case _:
-                pass
+    def _on_settings(self, event: RemoteSettingsChanged) -> None:
+        self._limit = self._http.remote_settings.max_concurrent_streams
+        self._send_bodies()  # the windows may be larger now
+        if not self.ready.done():
+            self.ready.set_result(None)
+
+    def _on_window(self, event: WindowUpdated) -> None:
+        self._send_bodies()
+
+    def _on_interim(self, event: InformationalResponseReceived) -> None:
+        if any(name == b":status" and value == b"101" for name, value in event.headers):  # there is none (8.6)
+            self._malformed(event.stream_id, "status 101 over HTTP/2")
+
+    def _on_data(self, event: DataReceived) -> None:
+        self._http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        seat = self._begun.get(event.stream_id)
+        if seat is not None:
+            seat.size += len(event.data)
 
     def _on_head(self, event: ResponseReceived) -> None:
         seat = self._begun.get(event.stream_id)
@@ -376,7 +382,7 @@ class Connection(asyncio.Protocol):
             return
         status = b""
         attribute = location = length = None
-        for name, value in cast("list[tuple[bytes, bytes]]", event.headers):
+        for name, value in event.headers:
             if name == b":status":
                 status = value
             elif name == self._attribute:
@@ -390,7 +396,8 @@ class Connection(asyncio.Protocol):
             return
         seat.head = Head(int(status), attribute, location, length)
 
-    def _on_end(self, stream: int) -> None:
+    def _on_end(self, event: StreamEnded) -> None:
+        stream = event.stream_id
         seat = self._begun.get(stream)
         if seat is None:
             return
@@ -533,8 +540,8 @@ def _no_preface(data: bytes) -> str:
     return f"the server does not speak HTTP/2: it began with {data[:20]!r}"
 
 
-def _name(code: int | ErrorCodes | None) -> str:
+def _name(code: int | None) -> str:
     try:
-        return ErrorCodes(code).name
+        return ErrorCodes(code or 0).name
     except ValueError:
         return f"code {code}"

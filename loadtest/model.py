@@ -151,6 +151,8 @@ class Plan:
             raise PlanError("there is no request to send")
         if len({request.origin for request in self.requests}) > 1:
             raise PlanError("all requests of a plan must have the same scheme, host and port")
+        if self.http2 and self.proxy is not None and not self.origin.tls:
+            raise PlanError("HTTP/2 without TLS does not go through a proxy")
         if self.duration is None and self.total is None:
             raise PlanError("give a number of requests or a duration")
         if self.rate is not None and self.qps is not None:

@@ -12,9 +12,9 @@ import math
 from dataclasses import dataclass, field
 from time import monotonic_ns
 
+from loadtest.connection import Limits
 from loadtest.dial import Connector, DialError
 from loadtest.exchange import Dialled, Failure, Requester
-from loadtest.connection import Limits
 from loadtest.http2 import Connection, Seat
 from loadtest.model import ErrorKind, Origin, Plan
 

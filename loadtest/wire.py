@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from loadtest.model import Origin, Plan, PlanError, Proxy, RequestSpec
+from loadtest.model import Origin, Plan, PlanError, Proxy
 
 Headers = tuple[tuple[bytes, bytes], ...]
 

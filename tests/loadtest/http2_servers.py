@@ -107,6 +107,10 @@ class Peer:
     def flush(self) -> None:
         self._writer.write(self.http.data_to_send())
 
+    async def drained(self) -> None:
+        await self._writer.drain()
+        await asyncio.sleep(0)
+
     def close(self) -> None:
         self.flush()
         self._writer.close()
