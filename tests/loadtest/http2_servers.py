@@ -127,7 +127,7 @@ Behaviour = Callable[[Peer, Received], Awaitable[None]]
 class Server:
     behaviour: Behaviour
     scheme: str = "http"
-    settings: dict[SettingCodes | int, int] = field(default_factory=dict)
+    settings: dict[SettingCodes, int] = field(default_factory=dict)
     at_headers: bool = False  # behave when the headers are there, before the body is
     port: int = 0
     peers: list[Peer] = field(default_factory=list)
