@@ -11,9 +11,6 @@ Every request that was begun here ends here, as exactly one of:
 
 Nothing that was written is written again, though HTTP/2 would allow it for what was refused or not processed: the
 client of a user would not have had to do so either, and who deploys wants to know.
-
-h2 is given one frame at a time, for what it had read before a bad frame would be lost with its exception. GOAWAY is
-read here and kept from it, for it takes no frame any more afterwards, although the answers to earlier streams come.
 """
 
 from __future__ import annotations
@@ -23,8 +20,6 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
-from h2.config import H2Configuration
-from h2.connection import ConnectionState, H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
     DataReceived,
@@ -36,26 +31,28 @@ from h2.events import (
     StreamReset,
     WindowUpdated,
 )
-from h2.exceptions import InvalidBodyLengthError, ProtocolError
-from h2.settings import SettingCodes, Settings
+from h2.exceptions import ProtocolError
 
 from loadtest.connection import Limits
 from loadtest.exchange import Failure, Requester
-from loadtest.fields import Fields, RememberingDecoder, RememberingEncoder, fields_of
+from loadtest.fields import Fields, fields_of
+from loadtest.framing import (
+    DATA,
+    GOAWAY,
+    HEADERS,
+    Frame,
+    Frames,
+    GoAway,
+    Http,
+    MalformedError,
+    code_name,
+    window_update,
+)
 from loadtest.model import ErrorKind
 from loadtest.wire import Wire
 
-_FRAME_HEAD = 9  # bytes (RFC 9113, 4.1)
-_DATA, _HEADERS, _SETTINGS, _GOAWAY = 0, 1, 4, 7  # types of frames (RFC 9113, 6)
-_GOAWAY_BYTES = _FRAME_HEAD + 8  # as h2 writes it
-_CONNECTION_WINDOW_UPDATE = b"\0\0\x04\x08\0\0\0\0\0"
-_STREAM_WINDOW = 16 * 1024 * 1024  # bytes the server may send before it hears that they were taken in
-_CONNECTION_WINDOW = 256 * 1024 * 1024
-_MOST_FRAME = 256 * 1024  # bytes; with the usual 16 KiB a large body costs many more calls
-_MOST_HEADER_BYTES = 256 * 1024
-_LAST_STREAM = 2**31 - 1
 _MOST_REQUESTS = 2**30 - 1  # then a connection has no stream numbers left
-_SWITCHING_PROTOCOLS, _NO_CONTENT, _NOT_MODIFIED = 101, 204, 304
+_NO_CONTENT, _NOT_MODIFIED = 204, 304
 
 
 class Head(NamedTuple):
@@ -138,32 +135,6 @@ class Seat:
             lane.answered(self.head, self.size, self.first_byte_ns)
 
 
-class _Http(H2Connection):
-    MAX_CLOSED_STREAMS = 1024  # remembered; the 65,536 of h2 are 10 MB for each connection
-
-    def __init__(self) -> None:
-        super().__init__(
-            H2Configuration(
-                validate_outbound_headers=False,  # fields_of makes no others
-                normalize_outbound_headers=False,
-                validate_inbound_headers=False,  # a bad field would end the whole connection
-                normalize_inbound_headers=False,
-            )
-        )
-        self.local_settings = Settings(
-            client=True,
-            initial_values={
-                SettingCodes.ENABLE_PUSH: 0,
-                SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
-                SettingCodes.MAX_FRAME_SIZE: _MOST_FRAME,
-                SettingCodes.MAX_HEADER_LIST_SIZE: _MOST_HEADER_BYTES,
-            },
-        )
-        self.max_inbound_frame_size = _MOST_FRAME
-        self.encoder = RememberingEncoder()
-        self.decoder = RememberingDecoder(_MOST_HEADER_BYTES)
-
-
 class Connection(asyncio.Protocol):
     """`ready` is done once the server has said how many streams it takes, or with the reason why it never will."""
 
@@ -180,7 +151,8 @@ class Connection(asyncio.Protocol):
         self._requests = 0
         self._attribute = attribute.lower().encode() if attribute else None
         self._on_lost = on_lost
-        self._http = _Http()
+        self._http = Http()
+        self._frames = Frames()
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             ResponseReceived: self._on_head,
             DataReceived: self._on_data,
@@ -191,7 +163,6 @@ class Connection(asyncio.Protocol):
             InformationalResponseReceived: self._on_interim,
         }
         self._transport: asyncio.Transport | None = None
-        self._buffer = bytearray()
         self._begun: dict[int, Seat] = {}  # seats with a request under way, by stream
         self._untold: list[Seat] = []  # whose request ended within the data that is being taken in
         self._corked = False  # what is to be written waits until that data has been taken in
@@ -233,7 +204,7 @@ class Connection(asyncio.Protocol):
     def cancel(self, seat: Seat) -> None:
         if self._begun.get(seat.stream) is seat:
             del self._begun[seat.stream]
-            self._reset(seat.stream, ErrorCodes.CANCEL)
+            self._http.cancel(seat.stream, ErrorCodes.CANCEL)
             self._close_if_done()
             self._flush()
 
@@ -268,17 +239,17 @@ class Connection(asyncio.Protocol):
         if tls is not None and tls.selected_alpn_protocol() != "h2":
             self._break("the server does not agree to HTTP/2 (ALPN)")
             return
-        self._http.initiate_connection()
-        self._http.increment_flow_control_window(_CONNECTION_WINDOW)
+        self._http.greet()
         self._flush()
 
     def data_received(self, data: bytes) -> None:
         if self._ended:
             return
         self._corked = True
-        self._buffer += data
+        self._frames.add(data)
         try:
-            self._take_frames()
+            while not self._ended and (frame := self._frames.take()) is not None:
+                self._take(frame)
         except ProtocolError as error:
             self._break(str(error) or type(error).__name__)
         self._tell()
@@ -303,40 +274,22 @@ class Connection(asyncio.Protocol):
 
     # reading
 
-    def _take_frames(self) -> None:
+    def _take(self, frame: Frame) -> None:
         """Raises ProtocolError."""
-        buffer, at = self._buffer, 0
-        try:
-            while len(buffer) - at >= _FRAME_HEAD and not self._ended:
-                end = at + _FRAME_HEAD + int.from_bytes(buffer[at : at + 3], "big")
-                kind = buffer[at + 3]
-                if not self.ready.done() and kind != _SETTINGS:
-                    raise ProtocolError(_no_preface(bytes(buffer[at:])))
-                if end - at > _FRAME_HEAD + _MOST_FRAME:
-                    raise ProtocolError(f"a frame of {end - at:,} bytes")
-                if len(buffer) < end:
-                    return
-                stream = int.from_bytes(buffer[at + 5 : at + 9], "big") & _LAST_STREAM
-                frame = bytes(buffer[at:end])
-                at = end
-                self._take(kind, stream, frame)
-        finally:
-            del buffer[:at]
-
-    def _take(self, kind: int, stream: int, frame: bytes) -> None:
+        kind, stream, _ = frame
+        if kind == GOAWAY:
+            self._go_away(GoAway.read(frame))
+            return
         seat = self._begun.get(stream)
-        if kind == _GOAWAY:
-            self._go_away(frame[_FRAME_HEAD:])
+        if seat is None and kind == DATA and stream % 2 and stream <= self._http.highest_outbound_stream_id:
+            self._ignore(frame)
             return
-        if seat is None and kind == _DATA and stream % 2 and stream <= self._http.highest_outbound_stream_id:
-            self._ignore(len(frame) - _FRAME_HEAD)
-            return
-        if seat is not None and kind == _HEADERS and not seat.first_byte_ns:
+        if seat is not None and kind == HEADERS and not seat.first_byte_ns:
             seat.first_byte_ns = time.monotonic_ns()
         try:
-            events = self._http.receive_data(frame)
-        except InvalidBodyLengthError as error:
-            self._forgive(stream, frame)
+            events = self._http.receive(frame)
+        except MalformedError as error:
+            self._put(error.unsent)
             self._malformed(stream, str(error))
             return
         for event in events:
@@ -344,18 +297,12 @@ class Connection(asyncio.Protocol):
             if handler is not None:
                 handler(event)
 
-    def _ignore(self, size: int) -> None:
+    def _ignore(self, frame: Frame) -> None:
         """Data of a stream that was given up. h2 would reset the stream with every such frame, which servers take for
         an attack; only the window of the connection has to be opened again."""
-        if size:
+        if frame.size:
             self._write()
-            self._put(_CONNECTION_WINDOW_UPDATE + size.to_bytes(4, "big"))
-
-    def _forgive(self, stream: int, frame: bytes) -> None:
-        """A body of the wrong length is an error of its stream (RFC 9113, 8.1.1), but ends the connection for h2."""
-        self._http.state_machine.state = ConnectionState.CLIENT_OPEN
-        self._put(self._http.data_to_send()[:-_GOAWAY_BYTES])
-        self._http.acknowledge_received_data(len(frame) - _FRAME_HEAD, stream)
+            self._put(window_update(frame.size))
 
     def _on_settings(self, event: RemoteSettingsChanged) -> None:
         self._limit = self._http.remote_settings.max_concurrent_streams
@@ -406,38 +353,33 @@ class Connection(asyncio.Protocol):
             self._malformed(stream, f"the body ended after {seat.size} of {seat.head.length} bytes")
             return
         if seat.unsent:  # the answer did not wait for the whole body
-            self._reset(stream, ErrorCodes.CANCEL)
+            self._http.cancel(stream, ErrorCodes.CANCEL)
         self._finish(stream, None)
 
     def _on_reset(self, event: StreamReset) -> None:
         if event.remote_reset:
-            failure = Failure(ErrorKind.RESET_STREAM, f"the server reset the stream: {_name(event.error_code)}")
+            failure = Failure(ErrorKind.RESET_STREAM, f"the server reset the stream: {code_name(event.error_code)}")
         else:  # by h2
-            failure = Failure(ErrorKind.PROTOCOL, f"the stream broke the rules: {_name(event.error_code)}")
+            failure = Failure(ErrorKind.PROTOCOL, f"the stream broke the rules: {code_name(event.error_code)}")
         self._finish(event.stream_id, failure)
 
     def _malformed(self, stream: int, reason: str) -> None:
         seat = self._begun.get(stream)
         if seat is None:
             return
-        self._reset(stream, ErrorCodes.PROTOCOL_ERROR)
+        self._http.cancel(stream, ErrorCodes.PROTOCOL_ERROR)
         if seat.head is not None and seat.head.status == _NOT_MODIFIED and not seat.size:
             self._finish(stream, None)  # its Content-Length is that of the body it does not have
         else:
             self._finish(stream, Failure(ErrorKind.PROTOCOL, reason))
 
-    def _go_away(self, payload: bytes) -> None:
-        """The server takes no further stream; those over the last it names were not processed (RFC 9113, 6.8)."""
-        if len(payload) < 8:
-            raise ProtocolError("a GOAWAY frame that is too short")
-        last = int.from_bytes(payload[:4], "big") & _LAST_STREAM
-        code = int.from_bytes(payload[4:8], "big")
+    def _go_away(self, notice: GoAway) -> None:
         self._note_end()
         self._closing = True
-        reason = f"GOAWAY before it was processed: {_name(code)}"
-        for stream in [stream for stream in self._begun if stream > last]:
+        reason = f"GOAWAY before it was processed: {notice.reason}"
+        for stream in [stream for stream in self._begun if stream > notice.last]:
             self._finish(stream, Failure(ErrorKind.RESET_STREAM, reason))
-        self._set_unready(f"GOAWAY: {_name(code)}")
+        self._set_unready(f"GOAWAY: {notice.reason}")
 
     # ends
 
@@ -470,7 +412,7 @@ class Connection(asyncio.Protocol):
         self._note_end()
         self._closing = self._ended = True
         self._set_unready(reason)
-        cut = int.from_bytes(self._buffer[5:9], "big") if len(self._buffer) >= _FRAME_HEAD else 0
+        cut = self._frames.stream  # whose frame had begun to come
         for stream, seat in tuple(self._begun.items()):
             if seat.first_byte_ns or stream == cut:
                 seat.first_byte_ns = seat.first_byte_ns or time.monotonic_ns()
@@ -492,11 +434,6 @@ class Connection(asyncio.Protocol):
             self.close()
 
     # writing
-
-    def _reset(self, stream: int, code: ErrorCodes) -> None:
-        known = self._http.streams.get(stream)
-        if not self._ended and known is not None and not known.closed:
-            self._http.reset_stream(stream, code)
 
     def _send_bodies(self) -> None:
         for seat in tuple(self._begun.values()):
@@ -532,16 +469,3 @@ def _falls_short(head: Head, size: int, *, head_only: bool) -> bool:
     if head.length is None or head_only or head.status in (_NO_CONTENT, _NOT_MODIFIED):
         return False
     return size != head.length
-
-
-def _no_preface(data: bytes) -> str:
-    if data.startswith(b"HTTP/"):
-        return "the server answered in HTTP/1"
-    return f"the server does not speak HTTP/2: it began with {data[:20]!r}"
-
-
-def _name(code: int | None) -> str:
-    try:
-        return ErrorCodes(code or 0).name
-    except ValueError:
-        return f"code {code}"
