@@ -158,7 +158,7 @@ class Home:
             terms=service.terms,
         )
         engine = Engine(name, parts)
-        await engine.load()
+        engine.take(await self.journal.load(name))
         if not engine.state.upstreams:
             for one in service.upstreams:
                 place = one.dial or worker(one.id)

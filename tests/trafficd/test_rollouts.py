@@ -401,17 +401,18 @@ async def test_beside_the_old_the_new_needs_an_address_of_its_own(begin: Begin) 
 @pytest.mark.parametrize("kind", [StepKind.DRAIN, StepKind.SWAP, StepKind.GATE])
 async def test_a_step_that_is_given_up_before_its_first_turn_ends_all_the_same(home: Home, kind: StepKind) -> None:
     """An abort may come in the very moment in which a step begins: its task then never has a turn."""
-    engine, perform = home.engine, home.engine._perform
+    works = home.engine.works
+    keep_up = works.keep_up
     given_up: list[StepKey] = []
 
     def perform_and_give_up() -> None:
-        perform()
-        fresh = {key for key, work in engine._steps.items() if key.kind is kind and not work.begun}
+        keep_up()
+        fresh = {key for key, work in works.steps.items() if key.kind is kind and not work.begun}
         if fresh and not given_up:
             given_up.extend(fresh)
-            engine._cancel(frozenset(fresh))
+            works.cancel(fresh)
 
-    engine._perform = perform_and_give_up  # type: ignore[method-assign]
+    works.keep_up = perform_and_give_up  # type: ignore[method-assign]
     ended = await home.ended(await home.deploy("v2"))
     assert given_up
     assert ended["state"] == ("reverted" if kind is StepKind.GATE else "failed")
