@@ -21,7 +21,7 @@ from proxy.pools import OpenCounts, SlotPool
 from proxy.slots import SlotDirectory
 from proxy.ways import ByAdmin, Way
 from trafficd.config import Config, ServiceSection
-from trafficd.core.addresses import holder
+from trafficd.core.addresses import elsewhere
 from trafficd.core.events import Event
 from trafficd.core.place import Expected, expected, worker
 from trafficd.core.reconcile import Configured, reconcile, strangers
@@ -168,9 +168,7 @@ class Composer:
 
     def _foreign(self, service: str, dial: str) -> str | None:
         """Whose of another service an address is, in words."""
-        states = (engine.state for name, engine in self.engines.items() if name != service)
-        found = ((state.name, holder(state, dial)) for state in states)
-        return next((f"upstream {upstream} of service {name}" for name, upstream in found if upstream), None)
+        return elsewhere((one.state for name, one in self.engines.items() if name != service), dial)
 
     def _probe(self, name: str, section: ServiceSection) -> HttpProbe | CommandProbe:
         health = section.health

@@ -419,3 +419,26 @@ async def test_a_step_that_is_given_up_before_its_first_turn_ends_all_the_same(h
     assert "given up" in ended["failure"]
     assert {one["version"] for one in (await home.get(WEB)).json["upstreams"]} == {"v1"}
     await home.until(lambda: set(home.pool.shares()) == {A, B, C})
+
+
+@pytest.mark.parametrize(
+    ("order", "named", "says"),
+    [
+        ("start_first", A, "where the old one serves"),
+        ("start_first", B, "an address of upstream b"),
+        ("stop_first", C, "an address of upstream c"),
+        ("stop_first", "10.1.0.1:80", "an address of upstream a of service api"),
+    ],
+)
+async def test_a_driver_that_names_an_address_in_use_fails_the_swap(
+    begin: Begin, order: str, named: str, says: str
+) -> None:
+    """Or two upstreams would be one, and the old instance would be stopped where the new one was said to run."""
+    other = section(upstreams=[{"id": "a", "dial": "10.1.0.1:80"}])
+    home = await begin(web=section(rollout={"order": order}), api=other)
+    home.driver.names["a"] = named
+    ended = await home.ended(await home.deploy("v2"))
+    assert ended["state"] != "succeeded"
+    assert says in ended["failure"], ended
+    # Nobody has lost traffic but the upstream whose turn it was.
+    assert {B, C} <= set(home.pool.shares())
