@@ -102,7 +102,8 @@ class Daemon:
         check_files(wanted, _token_faults(wanted))
         engines = self._composer.engines
         live = {name: engine.state.live.id for name, engine in engines.items() if engine.state.live is not None}
-        refused = refusals(self.config, wanted, live)
+        left = {name for name, engine in engines.items() if engine.state.left}
+        refused = refusals(self.config, wanted, live, left)
         if refused:
             raise ConflictError("; ".join(refused))
         log.info("%s is taken up", self.path)
