@@ -153,9 +153,10 @@ class ResponseReader:
                 raise BadResponseError(f"the head of the response is over {_HEAD_LIMIT} bytes")
             return -1
         text = data[at : found.end()]
-        head = self._heads.get(text) or self._parsed(text)
+        head = self._heads.get(text) or parse_head(text, self._attribute)
         if head.status < 200 and head.status != _SWITCHING_PROTOCOLS:
             return found.end()  # the response itself is to come
+        self._keep_in_mind(text, head)
         self.head = head
         if self._bodiless or head.length == 0:
             self._state = _DONE
@@ -165,12 +166,10 @@ class ResponseReader:
             self._state = _CHUNK_SIZE if head.chunked else _ENDLESS
         return found.end()
 
-    def _parsed(self, text: bytes) -> Head:
-        head = parse_head(text, self._attribute)
+    def _keep_in_mind(self, text: bytes, head: Head) -> None:
         if len(self._heads) >= _MOST_HEADS:
             self._heads.clear()
         self._heads[text] = head
-        return head
 
     def _line(self, data: bytes, at: int, known: int) -> int:
         """Read a line of a chunked body; the place after it, or -1 where it is not whole."""

@@ -154,6 +154,16 @@ def test_a_seen_head_with_another_amount_of_body_is_not_taken_for_whole() -> Non
     assert (reader.size, reader.surplus, reader.keep) == (3, b"d", False)
 
 
+def test_what_goes_before_the_response_is_never_taken_for_it() -> None:
+    early = b"HTTP/1.1 102 Processing\r\n\r\n"
+    reader = ResponseReader()
+    for _ in range(2):
+        reader.expect()
+        assert not any(reader.feed(early) for _ in range(3)), "seen before or not"
+        assert reader.feed(OK + b"Content-Length: 0\r\n\r\n")
+        assert reader.head.status == 200
+
+
 def test_heads_that_never_repeat_take_no_more_memory() -> None:
     reader = ResponseReader()
     for number in range(1000):
