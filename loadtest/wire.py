@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from loadtest.model import Origin, Plan, PlanError, Proxy, RequestSpec
+from loadtest.model import Origin, Plan, PlanError, Proxy
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -148,7 +148,9 @@ class Template:
         pieces = place.split(text)  # text and the insides of the braces, in turn
         self.fixed = len(pieces) == 1
         self._pieces = [
-            _filler(piece, chance) if number % 2 else piece for number, piece in enumerate(pieces) if number % 2 or piece
+            _filler(piece, chance) if number % 2 else piece
+            for number, piece in enumerate(pieces)
+            if number % 2 or piece
         ]
 
     def fill(self, seq: int) -> bytes:
