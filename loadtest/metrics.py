@@ -1,65 +1,300 @@
-"""The fold from outcomes to a report, in memory that does not grow with their number."""
+"""The fold from what became of requests to a report, in memory that does not grow with their number.
+
+What finishes within one interval is counted in that interval alone, and taken into the whole when it is over: that is
+one dict look-up a request in place of two. Intervals are a second long; once there are too many of them, two become
+one, again and again. Snapshots of several processes add up to what one process would have counted.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-from loadtest.histogram import Histogram
-from loadtest.model import ErrorKind, Outcome, Report, SelfCheck
+from loadtest.histogram import Histogram, coarse
+from loadtest.model import ErrorKind, Interval, Latency, Loss, Outcome, Report, SelfCheck
 
 OTHER = "(other)"
+PHASES = ("dns", "dial", "tls", "write", "wait", "read")
 _MOST_ATTRIBUTES = 1_000
+_MOST_LOSSES = 10_000
+_MOST_INTERVALS = 600
+_SECOND = 1_000_000_000
+_NOT_YET = 1 << 62
+
+Counts = dict[int, int]
+K = TypeVar("K")
 
 
-class Metrics:
-    def __init__(self) -> None:
-        self.sent = 0
-        self.lag = Histogram()
-        self._response = Histogram()
-        self._service = Histogram()
-        self._status: Counter[int] = Counter()
-        self._errors: Counter[ErrorKind] = Counter()
-        self._examples: dict[ErrorKind, str] = {}
-        self._by_attribute: dict[str, Counter[int]] = {}
-        self._received = 0
-        self._last_ns: int | None = None
+class Stretch:
+    """What finished in one interval. `index` counts intervals from the start of the run."""
 
-    def add(self, outcome: Outcome) -> None:
-        self.sent += 1
-        self._received += outcome.size
-        self._last_ns = max(self._last_ns or outcome.finished_ns, outcome.finished_ns)
-        self.lag.record(outcome.started_ns - outcome.scheduled_ns)
-        if outcome.error is not None:
-            self._errors[outcome.error] += 1
-            self._examples.setdefault(outcome.error, outcome.detail)
-        elif outcome.status is not None:
-            self._add_answer(outcome, outcome.status)
+    __slots__ = ("errors", "index", "received", "response", "status")
 
-    def _add_answer(self, outcome: Outcome, status: int) -> None:
-        self._status[status] += 1
-        self._response.record(outcome.finished_ns - outcome.scheduled_ns)
-        if outcome.written_ns is not None:
-            self._service.record(outcome.finished_ns - outcome.written_ns)
-        if outcome.attribute is not None:
-            known = outcome.attribute in self._by_attribute or len(self._by_attribute) < _MOST_ATTRIBUTES
-            value = outcome.attribute if known else OTHER
-            self._by_attribute.setdefault(value, Counter())[status] += 1
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.status: Counts = {}
+        self.errors: dict[ErrorKind, int] = {}
+        self.received = 0
+        self.response = Histogram()
 
-    def report(self, *, planned: int | None, idle_closed: int, started_ns: int, check: SelfCheck) -> Report:
-        """`planned` None: as many as were sent. `started_ns` is the start of the run."""
+    def take(self, other: Stretch) -> None:
+        _sum(self.status, other.status)
+        _sum(self.errors, other.errors)
+        self.received += other.received
+        self.response.merge(other.response)
+
+
+@dataclass
+class Snapshot:
+    """What was counted so far. `width`: how many seconds an interval has."""
+
+    start_ns: int
+    closed: bool
+    width: int = 1
+    sent: int = 0
+    idle_closed: int = 0
+    resent: int = 0
+    redirected: int = 0
+    received: int = 0
+    last_ns: int | None = None
+    status: Counts = field(default_factory=dict)
+    errors: dict[ErrorKind, int] = field(default_factory=dict)
+    examples: dict[ErrorKind, str] = field(default_factory=dict)
+    by_attribute: dict[str, Counts] = field(default_factory=dict)
+    by_request: dict[int, Counts] = field(default_factory=dict)
+    response: Histogram = field(default_factory=Histogram)
+    service: Histogram = field(default_factory=Histogram)  # in an open loop; in a closed one it is the response time
+    lag: Histogram = field(default_factory=Histogram)  # in an open loop
+    phases: dict[str, Histogram] = field(default_factory=lambda: {name: Histogram() for name in PHASES})
+    losses: list[Loss] = field(default_factory=list)
+    stretches: dict[int, Stretch] = field(default_factory=dict)
+
+    def widen(self) -> None:
+        """Make two intervals one."""
+        pairs: dict[int, Stretch] = {}
+        for index in sorted(self.stretches):
+            pairs.setdefault(index // 2, Stretch(index // 2)).take(self.stretches[index])
+        self.width *= 2
+        self.stretches = pairs
+
+    def merge(self, other: Snapshot) -> None:
+        """Add what another process counted; `other` is used up."""
+        while self.width < other.width:
+            self.widen()
+        while other.width < self.width:
+            other.widen()
+        self.start_ns = min(self.start_ns, other.start_ns)
+        self.sent += other.sent
+        self.idle_closed += other.idle_closed
+        self.resent += other.resent
+        self.redirected += other.redirected
+        self.received += other.received
+        ends = [ns for ns in (self.last_ns, other.last_ns) if ns is not None]
+        self.last_ns = max(ends, default=None)
+        _sum(self.status, other.status)
+        _sum(self.errors, other.errors)
+        self.examples = other.examples | self.examples
+        for value, counts in other.by_attribute.items():
+            _sum(self.by_attribute.setdefault(_known(self.by_attribute, value), {}), counts)
+        for request, counts in other.by_request.items():
+            _sum(self.by_request.setdefault(request, {}), counts)
+        for mine, theirs in ((self.response, other.response), (self.service, other.service), (self.lag, other.lag)):
+            mine.merge(theirs)
+        for name, histogram in other.phases.items():
+            self.phases[name].merge(histogram)
+        self.losses = sorted([*self.losses, *other.losses], key=lambda loss: loss.at)[:_MOST_LOSSES]
+        for index, stretch in other.stretches.items():
+            self.stretches.setdefault(index, Stretch(index)).take(stretch)
+
+    def report(self, *, planned: int | None, check: SelfCheck) -> Report:
+        """`planned` None: as many as were sent."""
+        service = self.response if self.closed else self.service
         return Report(
             planned=self.sent if planned is None else planned,
             sent=self.sent,
-            status=dict(sorted(self._status.items())),
-            errors=dict(sorted(self._errors.items())),
-            examples=dict(self._examples),
-            idle_closed=idle_closed,
-            elapsed=0.0 if self._last_ns is None else (self._last_ns - started_ns) / 1e9,
-            received=self._received,
-            response=self._response.latency(),
-            service=self._service.latency(),
-            lag=self.lag.latency(),
-            histogram=self._response.bars(),
-            by_attribute={value: dict(counts) for value, counts in self._by_attribute.items()},
+            status=dict(sorted(self.status.items())),
+            errors=dict(sorted(self.errors.items())),
+            examples=dict(self.examples),
+            idle_closed=self.idle_closed,
+            elapsed=0.0 if self.last_ns is None else (self.last_ns - self.start_ns) / _SECOND,
+            received=self.received,
+            response=self.response.latency(),
+            service=service.latency(),
+            lag=_no_lag(self.sent) if self.closed else self.lag.latency(),
+            histogram=self.response.bars(),
+            by_attribute={value: dict(counts) for value, counts in self.by_attribute.items()},
             self=check,
+            began_at=time.time() - (time.monotonic_ns() - self.start_ns) / _SECOND,
+            resent=self.resent,
+            redirected=self.redirected,
+            phases={name: told for name, one in self.phases.items() if (told := one.latency()) is not None},
+            intervals=tuple(self._intervals()),
+            losses=tuple(self.losses),
+            by_request={request: dict(counts) for request, counts in sorted(self.by_request.items())},
         )
+
+    def _intervals(self) -> Iterable[Interval]:
+        for index in range(max(self.stretches, default=-1) + 1):
+            one = self.stretches.get(index) or Stretch(index)
+            yield Interval(
+                begin=float(index * self.width),
+                seconds=float(self.width),
+                status=dict(sorted(one.status.items())),
+                errors=dict(sorted(one.errors.items())),
+                received=one.received,
+                response=one.response.latency(),
+            )
+
+
+class Metrics:
+    """`start_ns`: of the run, by the monotonic clock. `closed`: a closed loop, where no request waits for its turn:
+    response and service time are one."""
+
+    def __init__(self, start_ns: int, *, closed: bool) -> None:
+        self.idle_closed = 0  # kept-alive connections that the server had closed before they were wanted again
+        self.resent = 0
+        self.redirected = 0
+        self._whole = Snapshot(start_ns, closed)
+        self._closed = closed
+        self._width = _SECOND
+        self._begin(start_ns)
+
+    def _begin(self, now: int) -> None:
+        """A fresh interval, the one that `now` lies in."""
+        self._index = max(0, now - self._whole.start_ns) // self._width
+        self._until = self._whole.start_ns + (self._index + 1) * self._width
+        self._status: dict[tuple[int, str | None, int], int] = {}  # by status, attribute and request
+        self._buckets: Counts = {}
+        self._total = 0
+        self._least = _NOT_YET
+        self._most = 0
+        self._received = 0
+        self._newest = 0  # when the last of it finished
+        self._errors: dict[ErrorKind, int] = {}
+
+    def answered(
+        self,
+        status: int,
+        size: int,
+        due_ns: int,
+        started_ns: int,
+        written_ns: int,
+        finished_ns: int,
+        attribute: str | None,
+        request: int,
+    ) -> None:
+        """A complete answer. Times of the monotonic clock, which never go back from call to call."""
+        if finished_ns >= self._until:
+            self._turn(finished_ns)
+        key = (status, attribute, request)
+        counts = self._status
+        counts[key] = counts.get(key, 0) + 1
+        self._received += size
+        self._newest = finished_ns
+        ns = finished_ns - due_ns
+        self._total += ns
+        if ns < self._least:
+            self._least = ns
+        if ns > self._most:
+            self._most = ns
+        shift = ns.bit_length() - 11
+        index = ns if shift <= 0 else (shift << 10) + (ns >> shift)
+        buckets = self._buckets
+        buckets[index] = buckets.get(index, 0) + 1
+        if not self._closed:
+            self._whole.service.record(finished_ns - written_ns)
+            self._whole.lag.record(started_ns - due_ns)
+
+    def add(self, outcome: Outcome) -> None:
+        """Any outcome."""
+        if outcome.error is None:
+            assert outcome.status is not None, "an outcome has a status or an error"
+            self.answered(
+                outcome.status,
+                outcome.size,
+                outcome.scheduled_ns,
+                outcome.started_ns,
+                outcome.written_ns or outcome.started_ns,
+                outcome.finished_ns,
+                outcome.attribute,
+                outcome.request,
+            )
+            return
+        if outcome.finished_ns >= self._until:
+            self._turn(outcome.finished_ns)
+        whole, kind = self._whole, outcome.error
+        self._errors[kind] = self._errors.get(kind, 0) + 1
+        self._received += outcome.size
+        self._newest = outcome.finished_ns
+        whole.examples.setdefault(kind, outcome.detail)
+        if not self._closed:
+            whole.lag.record(outcome.started_ns - outcome.scheduled_ns)
+        if len(whole.losses) < _MOST_LOSSES:
+            at = time.time() - (time.monotonic_ns() - outcome.finished_ns) / _SECOND
+            whole.losses.append(Loss(outcome.hit, at, kind, outcome.request, outcome.connection, outcome.detail))
+
+    def phases(self, *, dns_ns: int, dial_ns: int, tls_ns: int, write_ns: int, wait_ns: int, read_ns: int) -> None:
+        """What the parts of one request took, of which samples are enough."""
+        for name, ns in zip(PHASES, (dns_ns, dial_ns, tls_ns, write_ns, wait_ns, read_ns), strict=True):
+            self._whole.phases[name].record(ns)
+
+    def snapshot(self) -> Snapshot:
+        """What was counted so far; it grows on with what comes."""
+        self._turn(self._until - 1)
+        whole = self._whole
+        whole.idle_closed, whole.resent, whole.redirected = self.idle_closed, self.resent, self.redirected
+        return whole
+
+    def _turn(self, now: int) -> None:
+        """Take the interval that is over into the whole, and begin the one that `now` lies in."""
+        self._close()
+        whole = self._whole
+        while now >= whole.start_ns + _MOST_INTERVALS * self._width:
+            whole.widen()
+            self._width = whole.width * _SECOND
+        self._begin(now)
+
+    def _close(self) -> None:
+        whole = self._whole
+        answers, failures = sum(self._status.values()), sum(self._errors.values())
+        if not (answers or failures):
+            return
+        stretch = whole.stretches.setdefault(self._index, Stretch(self._index))
+        for (status, attribute, request), times in self._status.items():
+            stretch.status[status] = stretch.status.get(status, 0) + times
+            _sum(whole.by_request.setdefault(request, {}), {status: times})
+            if attribute is not None:
+                _sum(whole.by_attribute.setdefault(_known(whole.by_attribute, attribute), {}), {status: times})
+        _sum(whole.status, _by_status(self._status))
+        _sum(whole.errors, self._errors)
+        _sum(stretch.errors, self._errors)
+        whole.sent += answers + failures
+        whole.received += self._received
+        stretch.received += self._received
+        whole.last_ns = max(whole.last_ns or 0, self._newest)
+        whole.response.add(self._buckets, answers, self._total, self._least, self._most)
+        stretch.response.add(coarse(self._buckets), answers, self._total, self._least, self._most)
+
+
+def _by_status(counts: Mapping[tuple[int, str | None, int], int]) -> Counts:
+    found: Counts = {}
+    for (status, _, _), times in counts.items():
+        found[status] = found.get(status, 0) + times
+    return found
+
+
+def _known(values: Mapping[str, Counts], value: str) -> str:
+    """The value, or what stands for all those that came after the first thousand."""
+    return value if value in values or len(values) < _MOST_ATTRIBUTES else OTHER
+
+
+def _no_lag(sent: int) -> Latency | None:
+    """A closed loop sends when it can: that is its schedule."""
+    return Latency(*(0.0,) * 11) if sent else None
+
+
+def _sum(mine: dict[K, int], other: Mapping[K, int]) -> None:
+    for key, times in other.items():
+        mine[key] = mine.get(key, 0) + times

@@ -29,10 +29,10 @@ def outcome(
 
 
 def report_of(*outcomes: Outcome, planned: int | None = None) -> Report:
-    metrics = Metrics()
+    metrics = Metrics(0, closed=False)
     for each in outcomes:
         metrics.add(each)
-    return metrics.report(planned=planned, idle_closed=0, started_ns=0, check=SelfCheck(12.5))
+    return metrics.snapshot().report(planned=planned, check=SelfCheck(12.5))
 
 
 MIXED = report_of(
