@@ -81,7 +81,8 @@ class Carrier(Protocol):
 
     @property
     def retired(self) -> bool:
-        """We ended it ourselves (Plan.lifetime, Plan.per_connection): it was not closed by the other side."""
+        """That it is no longer usable is not to be counted as closed while idle: we ended it ourselves (Plan.lifetime,
+        Plan.per_connection), or another lane's carrier on the same connection says it."""
         ...
 
     def send(self, wire: Wire, lane: Requester) -> None:

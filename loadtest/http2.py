@@ -105,7 +105,9 @@ class Seat:
         self.head_only = wire.head_only
         self.size = 0
         self.first_byte_ns = 0
-        self._connection.begin(self, fields_of(wire.message))
+        if wire.fields is None:
+            wire.fields = fields_of(wire.message)
+        self._connection.begin(self, wire.fields)
 
     def give_up(self, lane: Requester, failure: Failure | None) -> None:
         self._connection.cancel(self)

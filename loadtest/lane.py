@@ -129,7 +129,7 @@ class Lane:
 
     def failed(self, failure: Failure, size: int, first_byte_ns: int) -> None:
         stale = self._reused and failure.kind is ErrorKind.DROPPED and not first_byte_ns
-        self._forget()
+        self._drop_what_ended()  # over HTTP/2 the connection may well go on
         if stale and self._course.plan.retry_stale and not self._resent:
             self._resent = True
             self._course.metrics.resent += 1

@@ -51,13 +51,14 @@ class Message(NamedTuple):
 class Wire:
     """One request as it is written. A lane sends it to one carrier, which writes it once."""
 
-    __slots__ = ("closes", "data", "head_only", "held", "message", "origin", "request", "special")
+    __slots__ = ("closes", "data", "fields", "head_only", "held", "message", "origin", "request", "special")
 
     def __init__(self, message: Message, request: int, data: bytes, *, held: bytes = b"", closes: bool = False) -> None:
         self.message = message
         self.origin = message.origin
         self.request = request  # which of the plan's
         self.data = data
+        self.fields: Headers | None = None  # the same for HTTP/2, once they were asked for
         self.held = held  # a body that waits for "100 Continue"
         self.closes = closes  # it says that the connection ends with its answer
         self.head_only = message.method == "HEAD"  # its answer has no body

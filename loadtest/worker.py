@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from time import monotonic_ns
 
 from loadtest.dial import Dialer
+from loadtest.exchange import Opener
 from loadtest.feed import feed
 from loadtest.lane import Course, Lane
 from loadtest.metrics import Metrics
 from loadtest.model import Outcome, Plan
+from loadtest.seating import Seating
 from loadtest.wire import Encoder, Recipes
 
 _NO_LIMIT = 1 << 61
@@ -64,7 +66,10 @@ class _Run:
         self._timeout_ns = _NO_LIMIT if plan.timeout is None else round(plan.timeout * 1e9)
         encoder = Encoder(keepalive=plan.keepalive, proxy=plan.proxy)
         chance = random.Random(f"{plan.seed} {part.index}")
-        self._opener = Dialer(plan)
+        lanes = part.share(plan.connections)
+        if plan.duration is None and plan.total is not None:
+            lanes = min(lanes, part.share(plan.total))
+        self._opener: Opener = Seating(plan, lanes) if plan.http2 else Dialer(plan)
         self._course = Course(
             plan=plan,
             feed=feed(plan, part.index, part.of, start_ns, self._look_soon),
@@ -77,9 +82,6 @@ class _Run:
             begin=self._begun,
             idle=self._idle,
         )
-        lanes = part.share(plan.connections)
-        if plan.duration is None and plan.total is not None:
-            lanes = min(lanes, part.share(plan.total))
         self._lanes = [Lane(self._course) for _ in range(lanes)]
         self._start_ns = start_ns
 
