@@ -7,6 +7,7 @@ Go's flags begin with one dash or with two, whatever their length, and may have 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,7 +68,7 @@ def unfold(args: Iterable[str], flags: Mapping[str, bool]) -> list[str]:
         if name is None:  # no flag, or one with its value attached (-n5), or unknown, which click says best
             plain.append(arg)
         elif flags[name]:
-            plain += [name, value] if equals else [name, *_first(rest)]
+            plain += [name, value] if equals else [name, *islice(rest, 1)]
         elif not equals or value in _TRUE:
             plain.append(name)
         elif value not in _FALSE:
@@ -80,10 +81,6 @@ def _known(text: str, flags: Mapping[str, bool]) -> str | None:
     bare = text.removeprefix("-").removeprefix("-")
     spellings = (text, f"-{bare}", f"--{bare}") if bare and text.startswith("-") else ()
     return next((name for name in spellings if name in flags), None)
-
-
-def _first(rest: Iterable[str]) -> list[str]:
-    return [value for value, _ in zip(rest, range(1), strict=False)]
 
 
 class Parsed(click.ParamType[T]):
