@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
+from itertools import islice
 from string import Template
 
 from loadtest import chart
@@ -49,6 +50,7 @@ def _body(
     if picture := chart.draw(report, marks):
         yield tag("section", tag("div", picture, class_="chart"))
     yield tag("div", *_tables(report, plan, marks), class_="columns")
+    yield _section("Times", table(("", *_TIMES), _latencies(report)))
     if report.losses:
         yield _section(_lost_title(report), _lost_table(report, marks))
     yield tag("footer", "Response time counts from when a request was due, service time from its first byte written.")
@@ -84,15 +86,15 @@ def _section(title: str, *content: Markup) -> Markup:
 
 def _tiles(report: Report) -> Iterator[Markup]:
     response = report.response
-    yield _tile(f"{report.sent:,}", "requests sent")
+    yield _tile(f"{report.sent:,}", "sent")
     yield _tile(f"{report.answered:,}", "answered")
     yield _tile(f"{report.lost:,}", "lost", "bad" if report.lost else "good")
     if server_errors := count_status(report, "5xx"):
-        yield _tile(f"{server_errors:,}", "answered 5xx", "bad")
+        yield _tile(f"{server_errors:,}", "5xx answers", "bad")
     if report.skipped:
-        yield _tile(f"{report.skipped:,}", "not sent in time", "warn")
-    yield _tile(f"{report.rps:,.0f}", "answers a second")
-    for name, label in (("p50", "response p50"), ("p99", "response p99"), ("max", "slowest")):
+        yield _tile(f"{report.skipped:,}", "skipped", "warn")
+    yield _tile(f"{report.rps:,.0f}", "answers/s")
+    for name, label in (("p50", "p50"), ("p99", "p99"), ("max", "slowest")):
         yield _tile("-" if response is None else milliseconds(getattr(response, name)), label)
 
 
@@ -104,7 +106,7 @@ def _tile(value: str, label: str, style: str | None = None) -> Markup:
 
 
 def _tables(report: Report, plan: Plan | None, marks: Sequence[Mark]) -> Iterator[Markup]:
-    yield _section("Requests", table(("", ""), _summary(report)))
+    yield _section("Requests", table((), _summary(report)))
     yield _section("Answers", table(("Status", "Count", "Share"), _statuses(report)))
     if report.errors:
         rows = [(kind.value, f"{count:,}", report.examples.get(kind, "")) for kind, count in report.errors.items()]
@@ -117,11 +119,10 @@ def _tables(report: Report, plan: Plan | None, marks: Sequence[Mark]) -> Iterato
         answers = (
             (f"{spec.method} {spec.target}", report.by_request.get(n, {})) for n, spec in enumerate(plan.requests)
         )
-        shown = [(name, _counts(counts)) for name, (counts) in answers][:_MOST_ROWS]
+        shown = [(name, _counts(counts)) for name, counts in islice(answers, _MOST_ROWS)]
         yield _section("By request", table(("Request", "Answers by status"), shown))
     if marks:
         yield _section("Phases", table(("Phase", "At"), [(text, f"{at:.2f} s") for at, text in marks]))
-    yield _section("Times", table(("", *_TIMES), _latencies(report)))
 
 
 def _summary(report: Report) -> Iterator[tuple[str, str]]:
@@ -130,7 +131,7 @@ def _summary(report: Report) -> Iterator[tuple[str, str]]:
         ("sent", report.sent),
         ("answered", report.answered),
         ("lost", report.lost),
-        ("not sent in time", report.skipped),
+        ("skipped: not sent in time", report.skipped),
         ("redirects followed", report.redirected),
         ("sent again (--retry-stale)", report.resent),
         ("connections closed while idle", report.idle_closed),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
 
@@ -30,9 +30,9 @@ def _value(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def table(headings: Iterable[str], rows: Iterable[Iterable[str]], *, numbers: bool = True, caption: str = "") -> Markup:
+def table(headings: Sequence[str], rows: Iterable[Iterable[str]], *, numbers: bool = True) -> Markup:
     """`numbers`: all columns but the first are aligned as numbers."""
-    head = tag("thead", tag("tr", *(tag("th", heading) for heading in headings)))
+    names = tag("tr", *(tag("th", heading) for heading in headings))
+    head = tag("thead", names) if headings else Markup()
     body = tag("tbody", *(tag("tr", *(tag("td", cell) for cell in row)) for row in rows))
-    title = tag("caption", caption) if caption else Markup()
-    return tag("div", tag("table", title, head, body, class_="numbers" if numbers else None), class_="scroll")
+    return tag("div", tag("table", head, body, class_="numbers" if numbers else None), class_="scroll")
