@@ -59,7 +59,7 @@ def line(report: Report, *, elapsed: float, rate: float, goal: str) -> Text:
     found = ", ".join(f"{count:,} {name}" for name, count in troubles.items() if count)
     p99 = "-" if report.response is None else f"{report.response.p99:.1f} ms"
     return Text.assemble(
-        f"{elapsed:6.1f} s of {goal}   ",
+        f"{elapsed:.1f} s of {goal}   ",
         (f"{report.sent:,}", "bold"),
         " sent   ",
         (f"{rate:,.0f}", "bold"),

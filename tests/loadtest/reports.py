@@ -38,7 +38,7 @@ def report(**changes: Any) -> Report:
         "response": latency(2.0),
         "service": latency(1.5),
         "lag": latency(0.5),
-        "histogram": tuple(Bar(1 + 1.5 * row, 50 if row == 3 else row) for row in range(11)),
+        "histogram": tuple(Bar(1 + 2.0 * row, 50 if row == 3 else row) for row in range(11)),
         "by_attribute": {"v1": {200: 50}, "v2": {200: 40, 503: 3}},
         "self": SelfCheck(12.5),
         "began_at": BEGAN_AT,
