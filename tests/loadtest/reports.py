@@ -48,7 +48,7 @@ def report(**changes: Any) -> Report:
             interval(2, {200: 10}),
         ),
         "losses": (loss(70, 1.2), loss(71, 1.3)),
-        "phases": {"dial": latency(0.4), "dns": latency(0.1)},
+        "phases": {"dial": latency(0.4), "dns": latency(0.2)},
     }
     return Report(**(given | changes))
 

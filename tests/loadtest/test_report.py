@@ -39,7 +39,7 @@ def test_text_has_heys_figures() -> None:
         "  0.009 [4]\t|" + "■" * 3,
         "  50% in 0.0016 secs",
         "  DNS+dialup:\t0.0004 secs, 0.0002 secs, 0.0032 secs",
-        "  DNS-lookup:\t0.0001 secs, 0.0000 secs, 0.0008 secs",
+        "  DNS-lookup:\t0.0002 secs, 0.0001 secs, 0.0016 secs",
         "  resp wait:\tNaN secs, NaN secs, NaN secs",
         "  [404]\t5 responses",
         "  [2]\tdropped: gone",
