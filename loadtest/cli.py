@@ -115,7 +115,12 @@ _output = partial(click.option, cls=Option, group="What comes out")
 @_how("--requests-per-connection", type=_COUNT, help="Use no connection for more requests.")
 @_how("--retry-stale", is_flag=True, help="Send again, once, what a kept-alive connection dropped; counted apart.")
 @_how("--websocket", is_flag=True, help="Hold -c WebSockets for -z, with pings, and report every one that is cut.")
-@_output("-o", "--output", type=click.Choice(["csv"]), help="A row for each answer, in hey's columns, not a summary.")
+@_output(
+    "-o",
+    "--output",
+    type=click.Choice(["csv"]),
+    help="A row for each answer, in hey's columns, not a summary; from one process.",
+)
 @_output("--json", "as_json", is_flag=True, help="One JSON object, not a summary.")
 @_output("--html", type=NewFile(), help="Also write a page with charts over time.")
 @_output("--hdr", type=NewFile(), help="Also write the distributions as an HdrHistogram log (V2).")

@@ -93,7 +93,7 @@ def plan(options: Options) -> Plan:
         attribute=options.attribute,
         stages=options.stages or (),
         poisson=options.poisson,
-        processes=options.processes,
+        processes=1 if options.output else options.processes,  # rows come in order, from the one process
         http2=options.http2,
         redirects=0 if options.disable_redirects else REDIRECTS,
         retry_stale=options.retry_stale,

@@ -62,6 +62,7 @@ HEY: dict[str, dict[str, Any]] = {
     "--http2": {"http2": True},
     "-cpus 2": {"processes": 2},
     "--cpus 2": {"processes": 2},
+    "-cpus 2 -o csv": {"processes": 1},
     "-disable-keepalive": {"keepalive": False},
     "--disable-keepalive": {"keepalive": False},
     "-disable-keepalive=false": {"keepalive": True},
