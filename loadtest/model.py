@@ -202,6 +202,7 @@ class Loss(NamedTuple):
     request: int  # which of the plan's requests
     connection: int | None
     detail: str
+    attribute: str | None = None  # of an answer whose head had come (Plan.attribute)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from click.core import ParameterSource
 import trafficd
 from proxy.admin import Admin
 from proxy.errors import ProxyError
-from trafficd import cli_site, daemon, preview, show
+from trafficd import cli_site, cli_verify, daemon, preview, show
 from trafficd import config as configuration
 from trafficd.api.views import preview_view
 from trafficd.client import Client, Json, RefusedError, read_token
@@ -474,9 +474,6 @@ def demo(fast: bool, as_json: bool) -> None:
         sys.exit(demonstration.main(fast=fast, as_json=as_json))
 
 
-cli_site.register(main, connected)
-
-
 def _name(text: str) -> str:
     """A name that may stand in a path. Raises `ConfigError`."""
     try:
@@ -490,6 +487,9 @@ def _actor() -> dict[str, str]:
     user = os.environ.get("SUDO_USER") or os.environ.get("USER") or ""
     return {"X-Trafficd-Actor": "".join(c for c in user if c.isascii() and c.isprintable())[:100]}
 
+
+cli_site.register(main, connected)
+cli_verify.register(main, connected, _actor)
 
 if __name__ == "__main__":
     main()
