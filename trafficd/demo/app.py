@@ -3,9 +3,9 @@
     python -m trafficd.demo.app PORT VERSION [--warm-up SECONDS] [--healthy-for SECONDS] [--crash-after SECONDS]
                                              [--answers STATUS] [--without PATH]
 
-Every request is answered 200 (or STATUS), whatever its method, path and body, and PATH 404; `/healthz` 503 until it is warm; `/slow` takes
-`?seconds=`; `/ws` echoes. TERM stops it as an application should stop: no new connections, WebSockets closed
-with a close frame (1001), open requests answered to their end.
+Every request is answered 200 (or STATUS), whatever its method, path and body, and PATH 404; `/healthz` 503 until it is
+warm; `/slow` takes `?seconds=`; `/ws` echoes. TERM stops it as an application should stop: no new connections,
+WebSockets closed with a close frame (1001), open requests answered to their end.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from trafficd.verify.load import Load
 from trafficd.verify.phases import Begun, Span, Stage, Timeline, spans
 from trafficd.verify.record import Lost, Verification, cut_stream, figures, lost_request, tallies
 from trafficd.verify.target import Target
-from trafficd.verify.verdict import Measured, Sockets, State, certain, judge, notes, unfit
+from trafficd.verify.verdict import Measured, Sockets, State, bad, certain, judge, notes, unfit
 
 log = logging.getLogger("trafficd.verify")
 
@@ -159,12 +159,9 @@ class Conductor:
             await self._cool_down()
             await self._take_back()
             broken = "the load ended before the verification did" if ended() else None
-        reasons = [
-            *judge(self.target.wanted, self._measured(), self.settings.p99_factor),
-            *filter(None, (failure, broken)),
-        ]
-        await self._take_back(reasons)
-        return reasons
+        await self._take_back()  # what came at the very end
+        reasons = judge(self.target.wanted, self._measured(), self.settings.p99_factor)
+        return [*reasons, *filter(None, (failure, broken))]
 
     def _measured(self) -> Measured:
         assert self._before is not None, "there was a warm-up"
@@ -343,14 +340,13 @@ class Conductor:
             async with asyncio.timeout(self.settings.cool_down):
                 await self._certain.wait()
 
-    async def _take_back(self, reasons: Sequence[str] | None = None) -> None:
-        """Roll the version back where it has been rolled out, is still there, and the verification has failed."""
+    async def _take_back(self) -> None:
+        """Roll the version back where it has been rolled out, is still there, and is known to be bad."""
         name = self.record.rollout
         if not self._reverts or name is None or self.record.rollback is not None:
             return
-        if reasons is None:
-            reasons = judge(self.target.wanted, self._measured(), self.settings.p99_factor)
-        if not reasons or self._rollouts[name].phase is not Phase.SUCCEEDED:
+        known = self._certain.is_set() or bad(self.target.wanted, self._measured(), self.settings.p99_factor)
+        if not known or self._rollouts[name].phase is not Phase.SUCCEEDED:
             return
         newest = self.operator.state.rollout
         if newest is None or newest.id != name:

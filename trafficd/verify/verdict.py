@@ -97,13 +97,13 @@ def certain(wanted: Sequence[Wanted], measured: Measured) -> list[str]:
 
 def judge(wanted: Sequence[Wanted], measured: Measured, p99_factor: float | None = None) -> list[str]:
     """Why it has failed, at its end; empty when it passed."""
-    found = certain(wanted, measured)
-    return [
-        *found,
-        *_more_errors(wanted, measured),
-        *(() if found else _never_asked(wanted, measured)),  # an abort may have come before it was asked for
-        *_slower(measured, p99_factor),
-    ]
+    found = bad(wanted, measured, p99_factor)
+    return found or [*_never_asked(wanted, measured), *_unmeasured(measured, p99_factor)]
+
+
+def bad(wanted: Sequence[Wanted], measured: Measured, p99_factor: float | None = None) -> list[str]:
+    """What speaks against the version: a reason to take it back. That something is not known is none."""
+    return [*certain(wanted, measured), *_more_errors(wanted, measured), *_slower(measured, p99_factor)]
 
 
 def notes(measured: Measured) -> list[str]:
@@ -206,14 +206,22 @@ def _never_asked(wanted: Sequence[Wanted], measured: Measured) -> Iterator[str]:
 
 
 def _slower(measured: Measured, factor: float | None) -> Iterator[str]:
-    if factor is None:
-        return
     before, during = measured.before.response, measured.during.response
-    invalid = next((one.self.why for one in (measured.before, measured.during) if not one.self.valid), None)
-    if before is None or during is None or invalid is not None:
-        yield f"the latency could not be measured: {invalid or 'nothing was answered'}"
-    elif during.p99 > factor * before.p99:
+    if factor is None or before is None or during is None or _invalid(measured) is not None:
+        return
+    if during.p99 > factor * before.p99:
         yield (
             f"p99 of the response time was {during.p99:.1f} ms, over {factor:g} times that of the warm-up "
             f"({before.p99:.1f} ms)"
         )
+
+
+def _unmeasured(measured: Measured, factor: float | None) -> Iterator[str]:
+    """A limit on what was not measured."""
+    why = _invalid(measured)
+    if factor is not None and why is not None:
+        yield f"the latency could not be measured: {why}"
+
+
+def _invalid(measured: Measured) -> str | None:
+    return next((one.self.why for one in (measured.before, measured.during) if not one.self.valid), None)
