@@ -9,7 +9,7 @@ import socket
 import ssl
 
 from loadtest.connection import Connection, Failure
-from loadtest.model import ErrorKind, Plan
+from loadtest.model import ErrorKind, Plan, PlanError
 
 _LOCAL = frozenset(
     {
@@ -31,7 +31,7 @@ class Dialer:
         self._origin = plan.origin
         self._address = plan.dial or (plan.origin.host, plan.origin.port)
         self._attribute = plan.attribute
-        self._tls = tls_context(verify=plan.verify_tls) if plan.origin.tls else None
+        self._tls = tls_context(verify=plan.verify_tls, authorities=plan.authorities) if plan.origin.tls else None
         self._opened = 0
         self._open: set[Connection] = set()
 
@@ -94,8 +94,12 @@ class Dialer:
         )
 
 
-def tls_context(*, verify: bool) -> ssl.SSLContext:
-    context = ssl.create_default_context()
+def tls_context(*, verify: bool, authorities: str | None = None) -> ssl.SSLContext:
+    """Raises PlanError when the authorities cannot be read."""
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except (OSError, ssl.SSLError) as error:
+        raise PlanError(f"authorities {authorities}: {error}") from error
     context.set_alpn_protocols(["http/1.1"])
     if not verify:
         context.check_hostname = False

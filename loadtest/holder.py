@@ -111,9 +111,7 @@ class _Holder:
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        ended = loop.run_in_executor(None, sys.stdin.buffer.read)
-        ended.add_done_callback(lambda _: self._stop.set())
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._end)  # nothing comes there but its end
         telling = asyncio.create_task(self._tell())
         holding = [
             hold(plan, stop=self._stop, on_cut=partial(self._cut, number), on_change=partial(self._change, number))
@@ -122,6 +120,10 @@ class _Holder:
         self._reports = list(await asyncio.gather(*holding))
         telling.cancel()
         self._write_reports()
+
+    def _end(self) -> None:
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())  # or it would be told of the end again and again
+        self._stop.set()
 
     def _change(self, number: int, report: WebSocketReport) -> None:
         self._reports[number] = report

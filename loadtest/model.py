@@ -143,6 +143,7 @@ class Plan:
     per_connection: int | None = None  # requests after which a connection is not used again
     unix: str | None = None  # connect to this socket
     proxy: Proxy | None = None
+    authorities: str | None = None  # a PEM file: certificates must be signed by one of these, not the system's
 
     def __post_init__(self) -> None:
         """Raises PlanError."""

@@ -34,6 +34,7 @@ class WebSocketPlan:
     verify_tls: bool = True
     dial: tuple[str, int] | None = None  # connect here instead of to the URL's host and port
     headers: tuple[tuple[str, str], ...] = ()
+    authorities: str | None = None  # as in a Plan
 
     def __post_init__(self) -> None:
         """Raises PlanError."""
@@ -103,7 +104,9 @@ class _Holder:
         self._on_cut = on_cut
         self._on_change = on_change
         secure = urlsplit(plan.url).scheme == "wss"
-        self._tls: ssl.SSLContext | None = tls_context(verify=plan.verify_tls) if secure else None
+        self._tls: ssl.SSLContext | None = (
+            tls_context(verify=plan.verify_tls, authorities=plan.authorities) if secure else None
+        )
 
     async def keep_open(self) -> None:
         while not self._stop.is_set():

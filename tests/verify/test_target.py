@@ -88,6 +88,12 @@ def test_the_requests_of_both_kinds_go_into_one_plan() -> None:
     assert found.plan.attribute == "X-Version"
 
 
+def test_certificates_are_looked_at_as_clients_do() -> None:
+    assert (aim().plan.verify_tls, aim().plan.authorities) == (True, None)
+    assert aim(tls_ca="/etc/ssl/ca.pem").plan.authorities == "/etc/ssl/ca.pem"
+    assert not aim(insecure=True).plan.verify_tls
+
+
 def test_a_closed_loop_sends_no_more_than_the_rate() -> None:
     plan = aim(loop="closed", rate=100, connections=20).plan
     assert (plan.rate, plan.qps) == (None, 5.0)

@@ -66,6 +66,7 @@ class Generators:
                 interval=held.interval,
                 message=None,
                 verify_tls=target.plan.verify_tls,
+                authorities=target.plan.authorities,
                 dial=target.dial,
             )
             for held in target.sockets

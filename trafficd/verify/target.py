@@ -78,6 +78,7 @@ def target(name: str, section: ServiceSection, verify: VerifySection) -> Target:
             duration=_LONGEST,
             timeout=verify.timeout,
             verify_tls=not verify.insecure,
+            authorities=str(verify.tls_ca) if verify.tls_ca else None,
             dial=(place.host.strip("[]"), place.port),
             attribute=verify.attribute,
             redirects=0,  # an answer is an answer: what it must be is configured
