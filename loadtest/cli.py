@@ -7,151 +7,219 @@ Exit status 0 when every request was answered and none with a 5xx, 1 when not or
 from __future__ import annotations
 
 import asyncio
-import re
 import signal
 import sys
-from pathlib import Path
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import click
 import uvloop
+from click.core import ParameterSource
 
-from loadtest import report, runner, verdict
-from loadtest.model import Plan, PlanError, Report, RequestSpec
+from loadtest import arguments, hdrlog, report, runner, sockets, verdict
+from loadtest import options as flags
+from loadtest.command import Command, NewFile, OldFile, Option, Parsed
+from loadtest.csv import Rows
+from loadtest.html import to_html
+from loadtest.model import Plan, PlanError, Report
+from loadtest.options import Options
+from loadtest.progress import Progress
+from loadtest.websocket import WebSocketPlan, WebSocketReport, hold
 
-_UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|ms|s|m|h)")
-_USER_AGENT = "loadtest"
+T = TypeVar("T")
+
+_DURATION = Parsed("duration", arguments.duration)
+_RATE = Parsed("rate", arguments.rate)
+_NAME = Parsed("name", arguments.header_name)
+_COUNT = Parsed("n", arguments.count)
+
+_how_much = partial(click.option, cls=Option, group="How much")
+_when = partial(click.option, cls=Option, group="At what rate, whatever the answers do (open loop)")
+_what = partial(click.option, cls=Option, group="What is sent")
+_how = partial(click.option, cls=Option, group="How it is sent")
+_output = partial(click.option, cls=Option, group="What comes out")
 
 
-class Duration(click.ParamType[float]):
-    """ "10s", "5m", "1m30s"; in seconds. A bare number is seconds."""
-
-    name = "duration"
-
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
-            return float(value)
-        if not re.fullmatch(f"(?:{_AMOUNT.pattern})+", value):
-            self.fail(f"{value!r} is not a duration like 10s, 5m or 1m30s", param, ctx)
-        return sum(float(number) * _UNITS[unit] for number, unit in _AMOUNT.findall(value))
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("url")
-@click.option("-n", "total", type=int, default=200, show_default=True, help="Requests to send, exactly.")
-@click.option("-c", "connections", type=int, default=50, show_default=True, help="Concurrent connections.")
-@click.option("-z", "duration", type=Duration(), help="Send for this long instead of -n requests.")
-@click.option("-q", "qps", type=float, default=0, help="Requests a second of each worker; 0: no limit.")
-@click.option("--rate", type=float, help="Requests a second in all, due whatever the answers do (open loop).")
-@click.option("-t", "timeout", type=Duration(), default="20", help="Time-out of a request; 0: none. [20]")
-@click.option("-m", "method", default="GET", show_default=True, help="Method.")
-@click.option("-H", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header; repeatable.")
-@click.option("-A", "accept", help="Accept header.")
-@click.option("-T", "content_type", help="Content-Type of the body. [text/html]")
-@click.option("-U", "user_agent", help="User-Agent header.")
-@click.option("-d", "body", help="Body.")
-@click.option("-D", "body_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Body.")
-@click.option("--host", "-host", help="Host header.")
-@click.option("--insecure", "-k", is_flag=True, help="Do not verify certificates.")
-@click.option("--disable-keepalive", "-disable-keepalive", is_flag=True, help="One request a connection.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--fail-if", multiple=True, metavar="CONDITION", help="Like 'lost>0', 'p99>50ms', '5xx>0.1%'.")
-def main(  # one argument an option
-    url: str,
-    total: int,
-    connections: int,
-    duration: float | None,
-    qps: float,
-    rate: float | None,
-    timeout: float,
-    method: str,
-    headers: tuple[str, ...],
-    accept: str | None,
-    content_type: str | None,
-    user_agent: str | None,
-    body: str | None,
-    body_file: Path | None,
-    host: str | None,
-    insecure: bool,
-    disable_keepalive: bool,
-    as_json: bool,
-    fail_if: tuple[str, ...],
-) -> None:
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.argument("url", required=False)
+@_how_much("-n", "--requests", "total", type=_COUNT, default=200, help="Requests to send, exactly. [200]")
+@_how_much("-c", "--concurrency", "connections", type=_COUNT, default=50, help="Concurrent workers. [50]")
+@_how_much("-z", "--duration", type=_DURATION, help="Send for this long, like 10s or 3m, instead of -n requests.")
+@_how_much(
+    "-q",
+    "--qps",
+    type=Parsed("rate", arguments.rate_or_none),
+    default="0",
+    help="Requests a second of each worker. [no limit]",
+)
+@_how_much("-t", "--timeout", type=_DURATION, default="20", help="Time-out of a request in seconds; 0: none. [20]")
+@_how_much("-cpus", "--cpus", "processes", type=_COUNT, default=1, help="Processes that send, one a core. [1]")
+@_when("--rate", type=_RATE, help="Requests a second in all.")
+@_when("--poisson", is_flag=True, help="With gaps as independent users make them, not even ones.")
+@_when(
+    "--stages",
+    type=Parsed("stages", arguments.stages),
+    metavar="TIME:RATE,...",
+    help="Change the rate, evenly, to RATE within TIME, and so on; it begins at --rate or 0. Like 10s:100,30s:1000",
+)
+@_what("-m", "--method", type=Parsed("method", arguments.method), default="GET", help="Method. [GET]")
+@_what(
+    "-H",
+    "--header",
+    "headers",
+    type=Parsed("header", arguments.header),
+    multiple=True,
+    metavar="'NAME: VALUE'",
+    help="A header; repeatable.",
+)
+@_what("-A", "--accept", type=Parsed("value", arguments.header_value), help="Accept header.")
+@_what("-T", "--content-type", type=Parsed("value", arguments.header_value), help="Content-Type header. [text/html]")
+@_what("-d", "--data", "body", help="Body.")
+@_what("-D", "--data-file", "body_file", type=OldFile(), help="Body from a file; - is stdin.")
+@_what("-U", "--user-agent", type=Parsed("value", arguments.header_value), help="User-Agent header. [loadtest]")
+@_what("-host", "--host", type=Parsed("value", arguments.header_value), help="Host header.")
+@_what(
+    "-a",
+    "--auth",
+    type=Parsed("auth", arguments.basic),
+    metavar="USER:PASSWORD",
+    help="Credentials (basic authentication).",
+)
+@_what(
+    "--requests-file",
+    type=OldFile(),
+    help='Requests to send in turn: URLs, paths, or lines of JSON like {"path": "/", "method": "PUT", "headers": {}, '
+    '"body": "", "weight": 2, "template": true}. A template has {{seq}}, {{uuid}} or {{random:1:100}} filled in.',
+)
+@_what("--sequence-header", type=_NAME, metavar="NAME", help="A header that carries the number of the request.")
+@_how(
+    "-x",
+    "--proxy",
+    type=Parsed("proxy", arguments.proxy),
+    help="HTTP proxy: host:port, or http://user:password@host:port.",
+)
+@_how("-h2", "--http2", is_flag=True, help="HTTP/2.")
+@_how("--unix", metavar="PATH", help="Connect to this unix socket.")
+@_how("--connect", type=Parsed("host:port", arguments.address), help="Connect here, not to the URL's host and port.")
+@_how("--insecure", "-k", is_flag=True, help="Do not verify certificates.")
+@_how("--disable-compression", is_flag=True, help="Do not ask for compressed answers.")
+@_how("--disable-keepalive", is_flag=True, help="A connection for each request.")
+@_how("--disable-redirects", is_flag=True, help="Take a redirect as an answer.")
+@_how(
+    "--max-connection-age",
+    type=Parsed("duration", arguments.positive_duration),
+    help="Use no connection for longer than this.",
+)
+@_how("--requests-per-connection", type=_COUNT, help="Use no connection for more requests.")
+@_how("--retry-stale", is_flag=True, help="Send again, once, what a kept-alive connection dropped; counted apart.")
+@_how("--websocket", is_flag=True, help="Hold -c WebSockets for -z, with pings, and report every one that is cut.")
+@_output("-o", "--output", type=click.Choice(["csv"]), help="A row for each answer, in hey's columns, not a summary.")
+@_output("--json", "as_json", is_flag=True, help="One JSON object, not a summary.")
+@_output("--html", type=NewFile(), help="Also write a page with charts over time.")
+@_output("--hdr", type=NewFile(), help="Also write the distributions as an HdrHistogram log (V2).")
+@_output("--attribute", type=_NAME, metavar="HEADER", help="Count answers by the value of this response header.")
+@_output(
+    "--fail-if",
+    type=Parsed("condition", verdict.parse_condition),
+    multiple=True,
+    metavar="CONDITION",
+    help="Exit 1 when it holds: 'lost>0', 'p99>50ms', '5xx>0.1%', 'rps<1000'; repeatable.",
+)
+@_output("--no-progress", is_flag=True, help="Do not show progress on the terminal.")
+@click.pass_context
+def main(context: click.Context, /, **given: Any) -> None:
     """Send requests to URL, none of them twice, and count every outcome.
 
-    Exits 1 when a request was lost or answered 5xx, or when a --fail-if holds.
+    Exits 1 when a request was lost or answered 5xx, or when a --fail-if holds. Flags may be written with one dash or
+    two, and with a = before the value.
     """
+    options = Options(**given)
     try:
-        content = _body(body, body_file)
-        flags = {"Accept": accept, "Content-Type": content_type, "User-Agent": user_agent, "Host": host}
-        defaults = {"User-Agent": _USER_AGENT} | ({"Content-Type": "text/html"} if content else {})
-        spec = RequestSpec(url, method.upper(), _headers(headers, flags, defaults), content)
-        plan = Plan(
-            requests=(spec,),
-            connections=connections,
-            total=total,
-            duration=duration,
-            rate=rate,
-            qps=qps or None,
-            timeout=timeout or None,
-            keepalive=not disable_keepalive,
-            verify_tls=not insecure,
-        )
-        conditions = [verdict.parse_condition(text) for text in fail_if]
-        measured = _run(plan)
+        passed = _hold(context, options) if options.websocket else _load(options)
     except PlanError as error:
         raise click.UsageError(str(error)) from None
-    judged = verdict.judge(measured, conditions)
-    click.echo(report.to_json(measured) if as_json else report.to_text(measured), nl=as_json)
-    if not judged.passed:
-        click.echo(f"failed: {', '.join(judged.reasons)}", err=True)
-    sys.exit(judged.exit_status)
+    sys.exit(0 if passed else 1)
 
 
-def _run(plan: Plan) -> Report:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
-        return loop.run(_run_until_signal(plan))
+def _load(options: Options) -> bool:
+    """Send requests, and print what became of them. Raises PlanError."""
+    plan = flags.plan(options)
+    measured = _measure(plan, options)
+    judged = verdict.judge(measured, options.fail_if)
+    if options.html is not None:
+        options.html.write_text(to_html(measured, plan=plan, verdict=judged), encoding="utf-8")
+    if options.hdr is not None:
+        options.hdr.write_text(hdrlog.to_log(measured), encoding="ascii")
+    if options.as_json:
+        click.echo(report.to_json(measured))
+    elif options.output is None:
+        click.echo(report.to_text(measured, plan.requests), nl=False)
+    _complain(judged.reasons)
+    return judged.passed
 
 
-async def _run_until_signal(plan: Plan) -> Report:
-    """The first SIGINT or SIGTERM ends the run in good order, the second at once."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+def _measure(plan: Plan, options: Options) -> Report:
+    rows = Rows(sys.stdout, time.monotonic_ns()) if options.output == "csv" else None
+    shown = not options.no_progress and sys.stderr.isatty() and not (rows is not None and sys.stdout.isatty())
+    with Progress(plan, shown=shown) as progress:
 
-    def on_signal() -> None:
-        stop.set()
+        def send(stop: asyncio.Event) -> Awaitable[Report]:
+            return runner.run(
+                plan,
+                stop=stop,
+                on_outcome=None if rows is None else rows.add,
+                on_progress=progress.update if shown else None,
+            )
+
+        return _until_signal(send)
+
+
+def _hold(context: click.Context, options: Options) -> bool:
+    """Hold WebSockets, and print how they ended. Raises PlanError."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name not in flags.OF_WEBSOCKETS and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise PlanError(f"{parameter.opts[0]} has no meaning with --websocket: leave it out")
+    plan = flags.websocket_plan(options)
+    held = _until_signal(partial(_hold_for, plan, options.duration or None))
+    click.echo(sockets.to_json(held) if options.as_json else sockets.to_text(held), nl=options.as_json)
+    reasons = sockets.reasons(held)
+    _complain(reasons)
+    return not reasons
+
+
+async def _hold_for(plan: WebSocketPlan, seconds: float | None, stop: asyncio.Event) -> sockets.Held:
+    """Hold the connections for `seconds`, or until `stop` is set where they are None."""
+    began_ns = time.monotonic_ns()
+    if seconds is not None:
+        asyncio.get_running_loop().call_later(seconds, stop.set)
+    report: WebSocketReport = await hold(plan, stop=stop)
+    return sockets.Held(report, began_ns, time.monotonic_ns(), time.time())
+
+
+def _complain(reasons: tuple[str, ...]) -> None:
+    if reasons:
+        click.echo(f"failed: {', '.join(reasons)}", err=True)
+
+
+def _until_signal(act: Callable[[asyncio.Event], Awaitable[T]]) -> T:
+    """Run `act` on uvloop. The first SIGINT or SIGTERM sets its event, which ends it in good order, the second ends
+    it at once."""
+
+    async def run() -> T:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+
+        def on_signal() -> None:
+            stop.set()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+            loop.add_signal_handler(number, on_signal)
+        return await act(stop)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
-    return await runner.run(plan, stop=stop)
-
-
-def _body(text: str | None, file: Path | None) -> bytes:
-    if text is not None and file is not None:
-        raise PlanError("-d and -D exclude each other")
-    return file.read_bytes() if file is not None else (text or "").encode()
-
-
-def _headers(
-    given: tuple[str, ...], flags: dict[str, str | None], defaults: dict[str, str]
-) -> tuple[tuple[str, str], ...]:
-    """Headers with a flag of their own win over -H, and both over the defaults; raises PlanError."""
-    headers = [(name, value) for name, value in flags.items() if value is not None]
-    headers += _missing([_header(text) for text in given], headers)
-    return (*headers, *_missing(list(defaults.items()), headers))
-
-
-def _missing(more: list[tuple[str, str]], headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    taken = {name.lower() for name, _ in headers}
-    return [(name, value) for name, value in more if name.lower() not in taken]
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        raise PlanError(f"-H {text!r} is not like 'Name: value'")
-    return name.strip(), value.strip()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
+        return loop.run(run())

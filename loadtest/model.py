@@ -280,6 +280,7 @@ class Report:
     intervals: tuple[Interval, ...] = ()  # one a second at first, longer ones in a long run
     losses: tuple[Loss, ...] = ()  # the first 10,000
     by_request: Mapping[int, Mapping[int, int]] = field(default_factory=dict)  # status counts for each of the plan's
+    hdr: Mapping[str, str] = field(default_factory=dict)  # response, service, lag: HdrHistograms of ns, V2 in base64
 
     @property
     def answered(self) -> int:

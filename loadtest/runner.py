@@ -27,6 +27,7 @@ async def run(
     *,
     stop: asyncio.Event | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
+    on_progress: Callable[[Report], None] | None = None,
 ) -> Report:
     """Run a plan to its end, or until `stop` is set; requests in flight then finish, or time out.
 

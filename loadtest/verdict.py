@@ -22,9 +22,13 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
 }
 _CONDITION = re.compile(r"\s*([a-z0-9_.]+)\s*(>=|<=|==|!=|>|<)\s*([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s|%|)\s*")
-_TIME = re.compile(r"(?:(response|service|lag)\.)?(min|mean|p10|p25|p50|p75|p90|p95|p99|p999|max)")
+_TIME = re.compile(
+    r"(?:(response|service|lag|dns|dial|tls|write|wait|read)\.)?(min|mean|p10|p25|p50|p75|p90|p95|p99|p999|max)"
+)
+_DISTRIBUTIONS = ("response", "service", "lag")
 _STATUS = re.compile(r"[1-9](xx|[0-9][0-9])")
-_COUNTS = ("lost", "sent", "answered", "skipped", "planned", "idle_closed")
+_COUNTS = ("lost", "sent", "answered", "skipped", "planned", "idle_closed", "resent", "redirected")
+_LOST = "errors"  # another name of "lost": what the report calls so
 _MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "": 1.0}
 
 
@@ -45,7 +49,8 @@ class Condition:
     def _value(self, report: Report) -> float | None:
         """What the report says for `name`; None when it was not measured."""
         if (time := _TIME.fullmatch(self.name)) is not None:
-            latency = getattr(report, time[1] or "response")
+            name = time[1] or "response"
+            latency = getattr(report, name) if name in _DISTRIBUTIONS else report.phases.get(name)
             return None if latency is None else float(getattr(latency, time[2]))
         if self.name == "rps":
             return report.rps
@@ -57,6 +62,8 @@ class Condition:
     def _count(self, report: Report) -> int:
         if self.name in _COUNTS:
             return int(getattr(report, self.name))
+        if self.name == _LOST:
+            return report.lost
         if _STATUS.fullmatch(self.name):
             return count_status(report, self.name)
         return report.errors.get(ErrorKind(self.name), 0)
@@ -88,9 +95,10 @@ def parse_condition(text: str) -> Condition:
         raise PlanError(f"condition {text!r} is not like 'lost>0', '5xx>0.1%' or 'p99>50ms'")
     name, op, number, unit = match.groups()
     is_time = _TIME.fullmatch(name) is not None
-    is_count = name in _COUNTS or name in set(ErrorKind) or _STATUS.fullmatch(name) is not None
+    is_count = name in (*_COUNTS, _LOST, *ErrorKind) or _STATUS.fullmatch(name) is not None
     if not (is_time or is_count or name == "rps"):
-        raise PlanError(f"condition {text!r}: nothing measured is called {name!r}")
+        known = "lost, errors, 5xx, 404, a kind of error, rps, p99, service.max"
+        raise PlanError(f"condition {text!r}: nothing measured is called {name!r}; known are the likes of {known}")
     if (unit in ("us", "ms", "s") and not is_time) or (unit == "%" and not is_count):
         raise PlanError(f"condition {text!r}: {name} is not measured in {unit}")
     return Condition(text.strip(), name, op, float(number), unit)

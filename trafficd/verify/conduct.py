@@ -39,23 +39,16 @@ MOST_LOSSES = 1_000  # that are listed; all are counted
 _FLOWS = 30.0  # s within which the load must have begun
 
 Begin = Callable[[], Awaitable[Rollout]]
+Keep = Callable[[Verification, str | None], Awaitable[None]]
 
 
 class _UnfitError(TrafficdError):
     """The verification cannot go on; the message is the reason."""
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What a page for people is made of, beside the record."""
-
-    before: Report | None
-    during: Report | None
-
-
 @dataclass
 class Conductor:
-    """`keep` makes the record durable; `begin` begins the rollout, None: a cycle of all upstreams. `begun` is the
+    """`keep` makes the record durable, with a page for people at its end; `begin` begins the rollout, None: a cycle of all upstreams. `begun` is the
     rollout, for whoever waits for it."""
 
     record: Verification
@@ -63,7 +56,7 @@ class Conductor:
     target: Target
     settings: VerifySection
     load: Load
-    keep: Callable[[Verification], Awaitable[None]]
+    keep: Keep
     begin: Begin | None = None
     begun: asyncio.Future[Rollout] = field(init=False)
 
@@ -88,9 +81,6 @@ class Conductor:
     @property
     def _reverts(self) -> bool:
         return self.settings.on_fail == "revert"
-
-    def evidence(self) -> Evidence:
-        return Evidence(self._before, self._during)
 
     # -- what is known now -----------------------------------------------------------------------------
 
@@ -137,8 +127,15 @@ class Conductor:
             last = replace(last, notes=(*last.notes, *notes(self._measured())))
         log.info("%s: %s %s", last.id, last.state, "; ".join(reasons))
         self.record = last
-        await self.keep(last)
+        await self.keep(last, self._page(last))
         return last
+
+    def _page(self, last: Verification) -> str | None:
+        if self._before is None:
+            return None
+        from trafficd.verify.page import page  # an idle daemon makes none
+
+        return page(last, self.target.plan, self._before, self._during or self._before)
 
     async def _course(self) -> list[str]:
         await self._stage(Stage.WARM_UP)
@@ -170,7 +167,7 @@ class Conductor:
 
     async def _stage(self, stage: Stage) -> None:
         self.record = replace(self.record, stages=(*self.record.stages, Begun(stage, time.time())))
-        await self.keep(self.record)
+        await self.keep(self.record, None)
 
     def _note(self, text: str) -> None:
         self.record = replace(self.record, notes=(*self.record.notes, text))
@@ -258,7 +255,7 @@ class Conductor:
             raise
         self.record = replace(self.record, rollout=rollout.id)
         self.begun.set_result(rollout)
-        await self.keep(self.record)
+        await self.keep(self.record, None)
         watching = asyncio.create_task(self._abort_when_certain(rollout.id)) if self._reverts else None
         try:
             ended = await self._end_of(rollout.id)
@@ -307,7 +304,7 @@ class Conductor:
 
     async def _cycle(self, name: str) -> None:
         self.record = replace(self.record, cycling=name)
-        await self.keep(self.record)
+        await self.keep(self.record, None)
         refused: TrafficdError | None = None
         with self._span("drain", name):
             try:
@@ -320,7 +317,7 @@ class Conductor:
             # Also after a drain that did not end well: it is out of traffic all the same, unless it was refused.
             await self.operator.ready(name, version=None, dial=None, wait=True, actor=self._actor)
         self.record = replace(self.record, cycling=None)
-        await self.keep(self.record)
+        await self.keep(self.record, None)
         if refused is not None:
             raise refused
 
@@ -359,7 +356,7 @@ class Conductor:
             self._note(f"{self.record.version} could not be rolled back: {error}")
             return
         self.record = replace(self.record, rollback=back.id)
-        await self.keep(self.record)
+        await self.keep(self.record, None)
         ended = await self._end_of(back.id)
         self._note(f"{self.record.version} was rolled back to {back.version}: rollout {back.id} {ended.phase}")
 

@@ -24,7 +24,7 @@ async def run_apart(
     by_request: dict[int, Counter[int]] = {}
     losses: list[Loss] = []
     metrics = Metrics()
-    began = time.monotonic_ns()
+    began, began_at = time.monotonic_ns(), time.time()
 
     def outcome(one: Outcome) -> None:
         metrics.add(one)
@@ -37,7 +37,9 @@ async def run_apart(
                 on_loss(losses[-1])
 
     def filled(report: Report) -> Report:
-        return replace(report, by_request={n: dict(c) for n, c in by_request.items()}, losses=tuple(losses))
+        return replace(
+            report, began_at=began_at, by_request={n: dict(c) for n, c in by_request.items()}, losses=tuple(losses)
+        )
 
     async def tell() -> None:
         while on_progress is not None:

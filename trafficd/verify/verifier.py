@@ -20,7 +20,6 @@ from trafficd.errors import ConflictError, NotFoundError, TrafficdError
 from trafficd.operate import Operator
 from trafficd.verify.conduct import Begin, Conductor, serving
 from trafficd.verify.load import Generators, Load
-from trafficd.verify.page import page
 from trafficd.verify.record import Verification, decode, encode
 from trafficd.verify.target import target
 from trafficd.verify.verdict import State
@@ -115,12 +114,8 @@ class Verifier:
                 conductor.begun.set_exception(ConflictError("the daemon stops, and the rollout was not begun"))
             del self._live[conductor.record.service]
 
-    async def _keep(self, record: Verification) -> None:
-        made: str | None = None
-        conductor = self._live.get(record.service)
-        if record.state.ended and conductor is not None and conductor.record.id == record.id:
-            made = page(record, conductor.evidence())
-        body = None if made is None else made.encode()
+    async def _keep(self, record: Verification, page: str | None = None) -> None:
+        body = None if page is None else page.encode()
         await self.store.keep_verification(record.id, record.service, record.started_at, encode(record), body)
 
     async def recover(self) -> None:
