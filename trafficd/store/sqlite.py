@@ -46,6 +46,7 @@ CREATE TABLE IF NOT EXISTS verifications (
     id TEXT PRIMARY KEY,
     service TEXT NOT NULL,
     at REAL NOT NULL,
+    live INTEGER NOT NULL,
     body BLOB NOT NULL,
     page BLOB
 );
@@ -204,6 +205,13 @@ class SqliteJournal:
         """All events of one service, oldest first."""
         return await self._select("service = ? AND seq > ?", (service, 0))
 
+    async def load_all(self) -> dict[str, list[Entry]]:
+        """All events of every service, oldest first."""
+        found: dict[str, list[Entry]] = {}
+        for entry in await self._select("? = ''", ("",)):
+            found.setdefault(entry.event.service, []).append(entry)
+        return found
+
     async def rollout(self, rollout: str, after: int = 0) -> list[Entry]:
         """The events of one rollout after sequence number `after`."""
         return await self._select("rollout = ? AND seq > ?", (rollout, after))
@@ -266,15 +274,21 @@ class SqliteJournal:
 
     # -- verifications ---------------------------------------------------------------------------------
 
-    async def keep_verification(self, name: str, service: str, at: float, body: bytes, page: bytes | None) -> None:
+    async def keep_verification(
+        self, name: str, service: str, at: float, *, live: bool, body: bytes, page: bytes | None
+    ) -> None:
         """Keep how a verification stands, in the place of what was known of it; `page`: the same for people.
 
         It is on disk when this returns.
         """
-        values = (name, service, at, body, page)
-        await self._call(
-            lambda: self._db.execute("INSERT OR REPLACE INTO verifications VALUES (?, ?, ?, ?, ?)", values)
-        )
+        query = "INSERT OR REPLACE INTO verifications VALUES (?, ?, ?, ?, ?, ?)"
+        await self._call(lambda: self._db.execute(query, (name, service, at, live, body, page)))
+
+    async def live_verifications(self) -> list[bytes]:
+        """Those that are kept as not ended."""
+        query = "SELECT body FROM verifications WHERE live"
+        rows = await self._call(lambda: self._db.execute(query).fetchall())
+        return [row[0] for row in rows]
 
     async def verification(self, name: str) -> bytes | None:
         """How the verification with this id stands, if there is one."""

@@ -48,8 +48,8 @@ class _UnfitError(TrafficdError):
 
 @dataclass
 class Conductor:
-    """`keep` makes the record durable, with a page for people at its end; `begin` begins the rollout, None: a cycle of all upstreams. `begun` is the
-    rollout, for whoever waits for it."""
+    """`keep` makes the record durable, at its end with a page for people. `begin` begins the rollout, None: a cycle of
+    all upstreams. `begun` is that rollout, for whoever waits for it."""
 
     record: Verification
     operator: Operator
@@ -126,8 +126,10 @@ class Conductor:
         if self._before is not None and self._during is not None:
             last = replace(last, notes=(*last.notes, *notes(self._measured())))
         log.info("%s: %s %s", last.id, last.state, "; ".join(reasons))
-        self.record = last
-        await self.keep(last, self._page(last))
+        try:
+            await self.keep(last, self._page(last))
+        finally:
+            self.record = last  # not before: whoever sees the end may look for the page
         return last
 
     def _page(self, last: Verification) -> str | None:
@@ -284,8 +286,8 @@ class Conductor:
             found = self.operator.state.named(rollout)
             return found is None or not found.live
 
-        async with engine.changed:
-            await engine.changed.wait_for(over)
+        async with engine.ledger.changed:
+            await engine.ledger.changed.wait_for(over)
         history = await engine.parts.journal.rollout(rollout)
         folded = fold(Service(self.record.service), ((entry.at, entry.event) for entry in history)).rollout
         if folded is None:

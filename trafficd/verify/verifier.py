@@ -30,7 +30,10 @@ log = logging.getLogger("trafficd.verify")
 class Store(Protocol):
     """Where the documents are kept. Each method raises `JournalError`."""
 
-    async def keep_verification(self, name: str, service: str, at: float, body: bytes, page: bytes | None) -> None: ...
+    async def keep_verification(
+        self, name: str, service: str, at: float, *, live: bool, body: bytes, page: bytes | None
+    ) -> None: ...
+    async def live_verifications(self) -> list[bytes]: ...
     async def verification(self, name: str) -> bytes | None: ...
     async def verification_page(self, name: str) -> bytes | None: ...
     async def verifications(self, service: str | None, limit: int) -> list[bytes]: ...
@@ -115,15 +118,19 @@ class Verifier:
             del self._live[conductor.record.service]
 
     async def _keep(self, record: Verification, page: str | None = None) -> None:
-        body = None if page is None else page.encode()
-        await self.store.keep_verification(record.id, record.service, record.started_at, encode(record), body)
+        await self.store.keep_verification(
+            record.id,
+            record.service,
+            record.started_at,
+            live=not record.state.ended,
+            body=encode(record),
+            page=None if page is None else page.encode(),
+        )
 
     async def recover(self) -> None:
         """Finish up what an earlier daemon was ended in the midst of."""
-        for body in await self.store.verifications(None, 1000):
+        for body in await self.store.live_verifications():
             record = decode(body)
-            if record.state.ended:
-                continue
             log.warning("%s was interrupted", record.id)
             await self._ready_again(record)
             ended = replace(_interrupted(record), ended_at=time.time(), cycling=None)

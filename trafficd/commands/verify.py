@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
 
 import click
 
 from trafficd import show
 from trafficd.client import Client, Json
+from trafficd.commands.common import NOT_ACHIEVED, Options, actor, connected
 from trafficd.errors import ConfigError, DaemonUnreachableError, TrafficdError
 
 _LOOK = 0.5  # s between looks at a verification
@@ -28,61 +28,35 @@ _STAGES = {
 }
 
 
-class Options(Protocol):
-    """Where the daemon is, and how to answer: `trafficd.cli.Options`."""
-
-    as_json: bool
-
-    def client(self) -> Client: ...
-
-    def say(self, answer: Json, text: Callable[[Json], str]) -> None: ...
-
-
-def register(
-    main: click.Group,
-    connected: Callable[[Callable[..., Any]], Callable[..., Any]],
-    actor: Callable[[], dict[str, str]],
+@click.command()
+@click.argument("service")
+@click.argument("version", required=False)
+@click.option("--message", help="Why; kept in the journal.")
+@click.option("--rate", type=float, help="Requests a second in all.")
+@click.option("--connections", type=int, help="Connections that the requests are spread over.")
+@click.option("--warm-up", help="How long there is load before the rollout.")
+@click.option("--cool-down", help="How long the load goes on after the rollout.")
+@click.option("--timeout", help='Of one request, such as "20s".')
+@click.option("--p99-factor", type=float, help="Fail when p99 is over so many times that of the warm-up.")
+@click.option("--on-fail", type=click.Choice(["report", "revert"]), help="revert: take the version back.")
+@click.option("--html", "page", metavar="FILE", help="Write a page with the course of it to FILE.")
+@click.option("--no-wait", is_flag=True, help="Return when the load has begun.")
+@connected
+def verify(
+    options: Options, service: str, version: str | None, page: str | None, no_wait: bool, **given: str | float | None
 ) -> None:
-    """Put the command into `main`; `connected` gives it its `Options`, `actor` the headers that say who asks."""
-
-    def verify(
-        options: Options, service: str, version: str | None, page: str | None, no_wait: bool, **given: Any
-    ) -> None:
-        wanted = {"service": service, "version": version, **given}
-        body = {key: value for key, value in wanted.items() if value is not None}
-        _verify(options, body, page, no_wait, actor())
-
-    verify.__doc__ = """Roll VERSION out under load, and say whether anything was lost.
+    """Roll VERSION out under load, and say whether anything was lost.
 
     Without VERSION each upstream is drained and made ready again. What is sent, and what it must be answered, is
     configured in [services.SERVICE.verify]. Exit status 0: passed; 1: failed.
     """
-    command = connected(verify)
-    for option in (
-        click.option("--no-wait", is_flag=True, help="Return when the load has begun."),
-        click.option("--html", "page", metavar="FILE", help="Write a page with the course of it to FILE."),
-        click.option("--on-fail", type=click.Choice(["report", "revert"]), help="revert: take the version back."),
-        click.option("--p99-factor", type=float, help="Fail when p99 is over so many times that of the warm-up."),
-        click.option("--timeout", help='Of one request, such as "20s".'),
-        click.option("--cool-down", help="How long the load goes on after the rollout."),
-        click.option("--warm-up", help="How long there is load before the rollout."),
-        click.option("--connections", type=int, help="Connections that the requests are spread over."),
-        click.option("--rate", type=float, help="Requests a second in all."),
-        click.option("--message", help="Why; kept in the journal."),
-        click.argument("version", required=False),
-        click.argument("service"),
-    ):
-        command = option(command)
-    main.command("verify")(command)
-
-
-def _verify(options: Options, body: Json, page: str | None, no_wait: bool, actor: dict[str, str]) -> None:
     if page is not None and no_wait:
         raise click.UsageError("--html is written at the end, which --no-wait does not wait for")
     if page is not None and not os.access(Path(page).absolute().parent, os.W_OK):
         raise ConfigError(f"--html {page}: cannot be written there")
+    wanted = {"service": service, "version": version, **given}
     client = options.client()
-    found = client.call("POST", "/v1/verifications", body, actor)
+    found = client.call("POST", "/v1/verifications", {k: v for k, v in wanted.items() if v is not None}, actor())
     if no_wait:
         options.say(found, verification)
         return
@@ -90,14 +64,13 @@ def _verify(options: Options, body: Json, page: str | None, no_wait: bool, actor
         found = _follow(client, found, live=not options.as_json)
     except KeyboardInterrupt:
         raise TrafficdError(
-            f"no longer watching; verification {found['id']} goes on. To give its rollout up: "
-            f"trafficd abort {body['service']}"
+            f"no longer watching; verification {found['id']} goes on. To give its rollout up: trafficd abort {service}"
         ) from None
     options.say(found, verification)
     if page is not None:
         _write(client, found["id"], page)
     if found["state"] != "passed":
-        sys.exit(1)
+        sys.exit(NOT_ACHIEVED)
 
 
 def _write(client: Client, name: str, page: str) -> None:
