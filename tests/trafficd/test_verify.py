@@ -94,6 +94,9 @@ async def test_a_good_rollout_passes_and_is_found_again_after_a_restart(home: Ho
     assert versions(home) == {"v2"}
     await home.restart()
     assert await look(home, name) == found
+    page = await home.get(f"{VERIFICATIONS}/{name}/page")
+    assert (page.status, page.kind) == (200, "text/html")
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
     assert (await home.get(VERIFICATIONS)).json["verifications"] == [found]
     assert (await home.get(f"{VERIFICATIONS}?service=web&limit=1")).json["verifications"] == [found]
 

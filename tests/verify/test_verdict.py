@@ -32,7 +32,7 @@ def test_what_goes_on_as_in_the_warm_up_passes() -> None:
 @pytest.mark.parametrize(
     ("during", "says"),
     [
-        ({**FINE, 0: {200: 49, 404: 1}}, "GET / was answered 404 (1 times); in the warm-up it was 200"),
+        ({**FINE, 0: {200: 49, 404: 1}}, "GET / was answered 404 (1 time); in the warm-up it was 200"),
         ({**FINE, 1: {200: 50}}, "POST /orders was answered 200 (50 times); expected is 201"),
         (
             {**FINE, 2: {404: 50}},

@@ -73,6 +73,7 @@ class Conductor:
         self._rollouts: dict[str, Rollout] = {}
         self._flows = asyncio.Event()
         self._certain = asyncio.Event()  # that it has failed
+        self._aborted = False  # by us
 
     @property
     def _actor(self) -> str:
@@ -265,12 +266,13 @@ class Conductor:
             if watching is not None:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
-        if ended.phase is Phase.SUCCEEDED:
+        if ended.phase is Phase.SUCCEEDED or (self._aborted and ended.phase is Phase.REVERTED):
             return None
         return f"rollout {ended.id} ended as {ended.phase}: {ended.reason or ended.failure or 'no reason is known'}"
 
     async def _abort_when_certain(self, rollout: str) -> None:
         await self._certain.wait()
+        self._aborted = True
         try:
             warning = await self.operator.abort(rollout, revert=True, actor=self._actor)
         except TrafficdError as error:

@@ -46,9 +46,12 @@ class Generators:
         on_progress: Callable[[Report], None],
     ) -> Report:
         """Raises `loadtest.model.LoadtestError`."""
+        from loadtest import runner
         from trafficd.verify import interim
 
-        return await interim.run_apart(plan, stop=stop, on_loss=on_loss, on_progress=on_progress)
+        run_apart = getattr(runner, "run_apart", interim.run_apart)
+        report: Report = await run_apart(plan, stop=stop, on_loss=on_loss, on_progress=on_progress)
+        return report
 
     async def hold(
         self, target: Target, *, stop: asyncio.Event, on_cut: OnCut, on_progress: Callable[[Sockets], None]

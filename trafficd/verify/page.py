@@ -38,4 +38,5 @@ def _joined(before: Report, during: Report, begun: float) -> Report:
     first, second = max(0.0, before.began_at - begun), max(0.0, during.began_at - begun)
     intervals = [replace(one, begin=one.begin + first) for one in before.intervals]
     intervals += [replace(one, begin=one.begin + second) for one in during.intervals]
-    return replace(during, began_at=begun, intervals=tuple(intervals))
+    # What was planned for a day was stopped with the rollout, so nothing of it was skipped.
+    return replace(during, began_at=begun, intervals=tuple(intervals), planned=during.sent)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from pydantic import TypeAdapter
 
@@ -106,16 +107,19 @@ class Verification:
         return sum(part.lost for part in (self.before, self.during) if part is not None)
 
 
-_ADAPTER: TypeAdapter[Verification] = TypeAdapter(Verification)
+@cache
+def _adapter() -> TypeAdapter[Verification]:
+    """Made when it is first wanted: an idle daemon needs none."""
+    return TypeAdapter(Verification)
 
 
 def encode(verification: Verification) -> bytes:
-    return _ADAPTER.dump_json(verification)
+    return _adapter().dump_json(verification)
 
 
 def decode(body: bytes) -> Verification:
     """Raises `pydantic.ValidationError` for what is none of ours."""
-    return _ADAPTER.validate_json(body)
+    return _adapter().validate_json(body)
 
 
 def figures(report: Report | None) -> Figures | None:

@@ -161,7 +161,9 @@ def _statuses(wanted: Sequence[Wanted], measured: Measured) -> Iterator[str]:
 
 
 def _unexpected(one: Wanted, other: Mapping[int, int], known: frozenset[int]) -> str:
-    answers = ", ".join(f"{status} ({count} times)" for status, count in sorted(other.items()))
+    answers = ", ".join(
+        f"{status} ({count} {'time' if count == 1 else 'times'})" for status, count in sorted(other.items())
+    )
     expected = " or ".join(str(status) for status in sorted(known)) or "no answer at all"
     source = "expected is" if one.status else "in the warm-up it was"
     return f"{one.text} was answered {answers}; {source} {expected}"
