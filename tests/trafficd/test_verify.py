@@ -239,6 +239,17 @@ async def test_a_load_generator_that_breaks_is_no_reason_to_touch_anything(home:
     assert home.engine.state.rollout is None
 
 
+async def test_a_rollout_that_begins_in_the_warm_up_of_a_cycle_is_let_alone(begin: Begin) -> None:
+    home = await begin(web=checked(swap={"driver": "external"}, verify={"warm_up": 0.4}))
+    name = await started(home, version=None)
+    rollout = await home.deploy("v2")
+    await home.until(lambda: any("/upstreams/a/ready" in wait.what for wait in home.engine.waits))
+    found = await verdict(home, name)
+    assert (found["state"], rollout in found["reasons"][0], found["steps"]) == ("failed", True, []), found
+    assert home.engine.state.live is not None
+    assert any("/upstreams/a/ready" in wait.what for wait in home.engine.waits), "nobody said that it was replaced"
+
+
 async def test_a_load_generator_that_breaks_in_mid_rollout_is_said_and_nothing_is_taken_back(home: Home) -> None:
     name = await at_swap(home, on_fail="revert")
     home.load.broken = "out of ports"

@@ -300,10 +300,14 @@ class Conductor:
     async def _cycled(self) -> None:
         """Drain each upstream that serves, and make it ready again."""
         await self._stage(Stage.CYCLE)
-        for name in serving(self.operator.state):
+        names = serving(self.operator.state)
+        if len(names) < 2:
+            raise _UnfitError("fewer than two upstreams serve any more, so none was drained")
+        for name in names:
             if self._certain.is_set() and self._reverts:
                 self._note(f"{name} and those after it were not drained any more")
                 return
+            self.operator.refuse_busy()  # whose rollout began meanwhile goes first
             await self._cycle(name)
 
     async def _cycle(self, name: str) -> None:
@@ -317,8 +321,11 @@ class Conductor:
                     self._note(f"drain {name}: {report.in_flight} were still open at drain_timeout")
             except TrafficdError as error:
                 refused = error
+        upstream = self.operator.state.upstreams.get(name)
+        if refused is not None and (upstream is None or not upstream.drained):
+            raise refused  # nothing to make ready; and to a rollout that began meanwhile it would say "replaced"
         with self._span("ready", name):
-            # Also after a drain that did not end well: it is out of traffic all the same, unless it was refused.
+            # Also after a drain that did not end well: it is out of traffic all the same.
             await self.operator.ready(name, version=None, dial=None, wait=True, actor=self._actor)
         self.record = replace(self.record, cycling=None)
         await self.keep(self.record, None)

@@ -132,7 +132,10 @@ class Verifier:
         for body in await self.store.live_verifications():
             record = decode(body)
             log.warning("%s was interrupted", record.id)
-            await self._ready_again(record)
+            try:
+                await self._ready_again(record)
+            except TrafficdError as error:
+                log.error("%s: %s stays drained: %s", record.id, record.cycling, error)
             ended = replace(_interrupted(record), ended_at=time.time(), cycling=None)
             await self._keep(ended)
 
