@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from loadtest.connection import Connection, Limits
 from loadtest.exchange import Dialled, Failure, Requester
-from loadtest.model import ErrorKind, Origin, Plan, Proxy
+from loadtest.model import ErrorKind, Origin, Plan, PlanError, Proxy
 from loadtest.tunnel import TunnelError, open_tunnel
 
 _LOCAL = frozenset(
@@ -59,6 +59,8 @@ class Connector:
         self._planned = {spec.origin for spec in plan.requests}
         self._alpn = alpn
         self._tls: ssl.SSLContext | None = None
+        if plan.authorities is not None:
+            self._tls_context()  # what cannot be read is refused before the run
 
     async def connect(self, origin: Origin, factory: Callable[[], P]) -> tuple[P, Dialled]:
         """A protocol made by `factory`, connected. Raises DialError. May be cancelled at any time."""
@@ -122,7 +124,7 @@ class Connector:
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:
-            self._tls = tls_context(verify=self._plan.verify_tls, alpn=self._alpn)
+            self._tls = tls_context(verify=self._plan.verify_tls, authorities=self._plan.authorities, alpn=self._alpn)
         return self._tls
 
 
@@ -188,8 +190,14 @@ def _unusable(connection: Connection) -> Failure:
     return Failure(ErrorKind.DROPPED, "connection closed before a request was written")
 
 
-def tls_context(*, verify: bool, alpn: tuple[str, ...] = ("http/1.1",)) -> ssl.SSLContext:
-    context = ssl.create_default_context()
+def tls_context(
+    *, verify: bool, authorities: str | None = None, alpn: tuple[str, ...] = ("http/1.1",)
+) -> ssl.SSLContext:
+    """`authorities`: a PEM file, in place of those of the system. Raises PlanError when it cannot be read."""
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except (OSError, ssl.SSLError) as error:
+        raise PlanError(f"authorities {authorities}: {error}") from error
     context.set_alpn_protocols(list(alpn))
     if not verify:
         context.check_hostname = False

@@ -144,6 +144,7 @@ class Plan:
     per_connection: int | None = None  # requests after which a connection is not used again
     unix: str | None = None  # connect to this socket
     proxy: Proxy | None = None
+    authorities: str | None = None  # a PEM file: certificates must be signed by one of these, not the system's
 
     def __post_init__(self) -> None:
         """Raises PlanError."""
@@ -206,6 +207,7 @@ class Loss(NamedTuple):
     request: int  # which of the plan's requests
     connection: int | None
     detail: str
+    attribute: str | None = None  # of an answer whose head had come (Plan.attribute)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class WebSocketPlan:
     verify_tls: bool = True
     dial: tuple[str, int] | None = None  # connect here instead of to the URL's host and port
     headers: tuple[tuple[str, str], ...] = ()
+    authorities: str | None = None  # as in a Plan
 
     def __post_init__(self) -> None:
         """Raises PlanError."""
@@ -73,10 +74,17 @@ class WebSocketReport:
 
 
 async def hold(
-    plan: WebSocketPlan, *, stop: asyncio.Event, on_cut: Callable[[Ending], None] | None = None
+    plan: WebSocketPlan,
+    *,
+    stop: asyncio.Event,
+    on_cut: Callable[[Ending], None] | None = None,
+    on_change: Callable[[WebSocketReport], None] | None = None,
 ) -> WebSocketReport:
-    """Hold the connections until `stop` is set, then wait for the last echoes and close them."""
-    holder = _Holder(plan, stop, on_cut)
+    """Hold the connections until `stop` is set, then wait for the last echoes and close them.
+
+    `on_change` is called with the report so far when a connection was opened, could not be, or has ended.
+    """
+    holder = _Holder(plan, stop, on_cut, on_change)
     async with asyncio.TaskGroup() as group:
         for _ in range(plan.connections):
             group.create_task(holder.keep_open())
@@ -106,13 +114,22 @@ class _Waiting:
 
 
 class _Holder:
-    def __init__(self, plan: WebSocketPlan, stop: asyncio.Event, on_cut: Callable[[Ending], None] | None) -> None:
+    def __init__(
+        self,
+        plan: WebSocketPlan,
+        stop: asyncio.Event,
+        on_cut: Callable[[Ending], None] | None,
+        on_change: Callable[[WebSocketReport], None] | None,
+    ) -> None:
         self.report = WebSocketReport()
         self._plan = plan
         self._stop = stop
         self._on_cut = on_cut
+        self._on_change = on_change
         secure = urlsplit(plan.url).scheme == "wss"
-        self._tls: ssl.SSLContext | None = tls_context(verify=plan.verify_tls) if secure else None
+        self._tls: ssl.SSLContext | None = (
+            tls_context(verify=plan.verify_tls, authorities=plan.authorities) if secure else None
+        )
 
     async def keep_open(self) -> None:
         while not self._stop.is_set():
@@ -147,10 +164,16 @@ class _Holder:
         self.report.failed += 1
         detail = str(error) or type(error).__name__
         self.report.examples[detail] = self.report.examples.get(detail, 0) + 1
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._on_change is not None:
+            self._on_change(self.report)
 
     async def _hold(self, socket: ClientConnection) -> None:
         number = self.report.opened
         self.report.opened += 1
+        self._changed()
         waiting = _Waiting()
         reader = asyncio.create_task(self._read(socket, waiting))
         try:
@@ -212,10 +235,11 @@ class _Holder:
         ending = Ending(number, time.monotonic_ns(), str(ended))
         if ended.rcvd is not None:
             self.report.closes.append(ending)
-            return
-        self.report.cuts.append(ending)
-        if self._on_cut is not None:
-            self._on_cut(ending)
+        else:
+            self.report.cuts.append(ending)
+            if self._on_cut is not None:
+                self._on_cut(ending)
+        self._changed()
 
     async def _stopped_within(self, seconds: float) -> None:
         try:

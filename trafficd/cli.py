@@ -20,7 +20,7 @@ import trafficd
 from trafficd import config as configuration
 from trafficd import daemon
 from trafficd.client import Client, Json
-from trafficd.commands import caddy, look, rollouts, shares, site, upstreams
+from trafficd.commands import caddy, look, rollouts, shares, site, upstreams, verify
 from trafficd.commands.common import Options, connected, exit_status
 from trafficd.errors import TrafficdError
 from trafficd.listen import hand_over
@@ -92,6 +92,7 @@ def demo(fast: bool, as_json: bool) -> None:
 for command in (*look.COMMANDS, *upstreams.COMMANDS, *rollouts.COMMANDS, *shares.COMMANDS, *caddy.COMMANDS):
     main.add_command(command)
 main.add_command(site.site)
+main.add_command(verify.verify)
 
 
 if __name__ == "__main__":

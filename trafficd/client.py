@@ -70,6 +70,16 @@ class Client:
             raise self._unreachable(error) from error
         return self._read(answer)
 
+    def fetch(self, path: str) -> bytes:
+        """What is there, as it is: for an answer that is no JSON."""
+        try:
+            answer = self._send(self._client.build_request("GET", path))
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if not answer.is_success:
+            self._read(answer)
+        return answer.content
+
     def _send(self, request: httpx.Request) -> httpx.Response:
         try:
             return self._client.send(request)

@@ -12,6 +12,7 @@ import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from proxy.admin import Admin
 from proxy.admin_pool import AdminPool
@@ -214,10 +215,14 @@ def tls_context(name: str, section: ServiceSection) -> ssl.SSLContext | bool:
     """How certificates of upstreams are verified. Raises `ConfigError`."""
     if not section.transport.tls or section.transport.tls_insecure:
         return False
+    return _trusting(section.transport.tls_ca, f"services.{name}.transport.tls_ca")
+
+
+def _trusting(authorities: Path | None, key: str) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=section.transport.tls_ca)
+        return ssl.create_default_context(cafile=authorities)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"services.{name}.transport.tls_ca: {section.transport.tls_ca}: {error}") from error
+        raise ConfigError(f"{key}: {authorities}: {error}") from error
 
 
 def check_files(config: Config, others: Iterable[str] = ()) -> None:
@@ -227,6 +232,8 @@ def check_files(config: Config, others: Iterable[str] = ()) -> None:
     for name, section in config.services.items():
         try:
             tls_context(name, section)
+            if section.verify.tls_ca is not None:
+                _trusting(section.verify.tls_ca, f"services.{name}.verify.tls_ca")
         except ConfigError as error:
             faults.append(str(error))
     if faults:

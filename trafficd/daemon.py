@@ -35,6 +35,7 @@ from trafficd.preview import Preview, caddyfile, preview
 from trafficd.reload import refusals
 from trafficd.retention import keep_short
 from trafficd.store.sqlite import SqliteJournal, StateLock
+from trafficd.verify.verifier import Verifier
 from trafficd.ways import slots_root
 
 log = logging.getLogger("trafficd.daemon")
@@ -62,6 +63,7 @@ class Daemon:
         self._caddy = CaddyServer(state / "caddy", caddy.admin) if caddy.managed else None
         self._link = Link(self._admin, slots_root(self.config), caddy.slots_path, self._caddy, self._sites)
         self._composer = Composer(self.config, self._admin, self._journal, self._link)
+        self._verifier = Verifier(self._composer.operators, self._journal)
 
     async def run(self) -> None:
         """Run until `stop` is called. Raises `TrafficdError` or `ProxyError` when it cannot start."""
@@ -85,6 +87,8 @@ class Daemon:
             linking = asyncio.create_task(self._link.run())
             stack.push_async_callback(_cancel, [linking])
             await self._tied(linking)
+            stack.push_async_callback(self._verifier.aclose)
+            await self._recover()
             keeping = keep_short(self._composer.engines.values(), self._journal, self.config.daemon.retention)
             stack.push_async_callback(_cancel, [asyncio.create_task(keeping)])
             runner = await self._serve(guard)
@@ -104,6 +108,10 @@ class Daemon:
         live = {name: engine.state.live.id for name, engine in engines.items() if engine.state.live is not None}
         left = {name for name, engine in engines.items() if engine.state.left}
         refused = refusals(self.config, wanted, live, left)
+        refused += [
+            f"verification {name} of {service} is live: wait for its end"
+            for service, name in self._verifier.live.items()
+        ]
         if refused:
             raise ConflictError("; ".join(refused))
         log.info("%s is taken up", self.path)
@@ -130,6 +138,14 @@ class Daemon:
         """End `run`. A Caddy of our own serves on unless `with_caddy`."""
         self.stop_caddy = self.stop_caddy or with_caddy
         self.stopping.set()
+
+    async def _recover(self) -> None:
+        """Finish up verifications that an earlier daemon was ended in the midst of; what cannot be now is no reason not
+        to serve."""
+        try:
+            await self._verifier.recover()
+        except TrafficdError as error:
+            log.error("interrupted verifications: %s", error)
 
     # -- parts -----------------------------------------------------------------------------------------
 
@@ -182,7 +198,7 @@ class Daemon:
         return Guard(read_token(section.token_file), section.allowed_hosts, section.allowed_origins)
 
     async def _serve(self, guard: Guard | None) -> web.AppRunner:
-        app = build(self._composer.operators, self._journal, guard, self, self._sites)
+        app = build(self._composer.operators, self._journal, guard, self, self._sites, self._verifier)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE, handler_cancellation=False)
         await runner.setup()
         for place, listener in self.sockets.items():

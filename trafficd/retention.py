@@ -1,4 +1,4 @@
-"""The journal forgets old rollouts, and nothing that still matters.
+"""The journal forgets old rollouts and verifications, and nothing that still matters.
 
 A snapshot of the service is journalled first; then the events of rollouts that ended long ago are not needed to know
 where the service stands. The newest rollout always stays, with one that is pending behind it, and so do the events
@@ -28,6 +28,10 @@ class Prunable(Protocol):
 
     async def prune(self, service: str, before: float, keep: Collection[str], *, dry: bool = False) -> int:
         """Remove the rollouts of a service whose last event was before, but those in `keep`; how many events went."""
+        ...
+
+    async def prune_verifications(self, service: str, before: float) -> int:
+        """Remove the verifications of a service that began before; how many went."""
         ...
 
 
@@ -70,6 +74,7 @@ async def keep_short(engines: Iterable[Engine], journal: Prunable, older_than: f
     while True:
         for engine in watched:
             try:
+                await journal.prune_verifications(engine.name, time.time() - older_than)
                 count = await forget(engine, journal, older_than)
                 if count:
                     log.info("%s: %s events of old rollouts forgotten", engine.name, count)

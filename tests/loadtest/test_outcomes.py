@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.model import ErrorKind, Outcome, Plan, Report, RequestSpec
+from loadtest.model import ErrorKind, Outcome, Plan, PlanError, Report, RequestSpec
 from loadtest.runner import run
 from tests.loadtest import servers
 from tests.loadtest.servers import Behaviour, Peer, Received, Server, serving
@@ -257,9 +257,13 @@ async def test_certificates_are_verified_unless_told_otherwise(
         insecure, _ = await send(replace(plan, verify_tls=False))
         monkeypatch.setenv("SSL_CERT_FILE", str(authority))
         trusted, _ = await send(plan)
+        monkeypatch.delenv("SSL_CERT_FILE")
+        named, _ = await send(replace(plan, authorities=str(authority)))
+        with pytest.raises(PlanError, match="nowhere"):
+            await send(replace(plan, authorities="/nowhere.pem"))
     assert distrusted.errors == {ErrorKind.TLS: COUNT}
-    assert insecure.status == trusted.status == {200: COUNT}
-    assert set(server.delivered.values()) == {2}
+    assert insecure.status == trusted.status == named.status == {200: COUNT}
+    assert set(server.delivered.values()) == {3}
 
 
 async def test_losses_under_tls(tls: ssl.SSLContext) -> None:

@@ -22,6 +22,7 @@ from yarl import URL
 
 from proxy.sites import Sites
 from tests.trafficd.fakes import FakeDriver, FakePool, FakeProbe, FakeTies, FlakyJournal, no_hook
+from tests.trafficd.load import FakeLoad
 from trafficd.api.app import build
 from trafficd.api.guard import Guard
 from trafficd.config import ServiceSection
@@ -33,6 +34,7 @@ from trafficd.operate import Operator
 from trafficd.ports import Driver
 from trafficd.swap.external import ExternalDriver
 from trafficd.unrouted import NoPool
+from trafficd.verify.verifier import Verifier
 
 Json = dict[str, Any]
 
@@ -113,6 +115,7 @@ class Home:
         self.ties = FakeTies()
         self.socket = directory / "sock"
         self.sites: Sites | None = None
+        self.load = FakeLoad()
         self.engines: dict[str, Engine] = {}
         self.operators: dict[str, Operator] = {}
         self.port = 0
@@ -132,7 +135,9 @@ class Home:
         await self.journal.open()
         for name, service in self.sections.items():
             await self._open(name, service)
-        app = build(self.operators, self.journal, self.guard, sites=self.sites)
+        self.verifier = Verifier(self.operators, self.journal, self.load)
+        await self.verifier.recover()
+        app = build(self.operators, self.journal, self.guard, sites=self.sites, verifier=self.verifier)
         self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2, handler_cancellation=False)
         await self.runner.setup()
         await web.UnixSite(self.runner, str(self.socket)).start()
@@ -173,6 +178,7 @@ class Home:
     async def stop(self) -> None:
         await self.session.close()
         await self.runner.cleanup()
+        await self.verifier.aclose()
         for engine in self.engines.values():
             await engine.stop()
         await self.journal.close()

@@ -190,7 +190,7 @@ async def test_a_body_that_is_no_json_object_is_a_400(home: Home, body: bytes) -
         (ROLLOUTS, {"version": "v2", "order": "random"}, "order"),
         (ROLLOUTS, {"version": "v2", "strategy": "yolo"}, "strategy"),
         (ROLLOUTS, {"version": "v2", "strategy": "canary"}, "canary"),
-        (ROLLOUTS, {"version": "v2", "verify": True}, "verify"),
+        (ROLLOUTS, {"version": "v2", "verify": "yes"}, "verify"),
         (ROLLOUTS, {"version": "v2", "message": "\x1b[2J"}, "message"),
         (ROLLOUTS, {"version": "v2", "message": "\x9b2J"}, "message"),
         (ROLLOUTS, {"version": "v2", "message": "x" * 501}, "message"),

@@ -16,6 +16,7 @@ from trafficd.config import (
     Config,
     RolloutOverrides,
     ServiceSection,
+    VerifySection,
     Version,
     default_path,
     load,
@@ -621,3 +622,54 @@ def test_what_the_drivers_and_hooks_add_to_the_policy() -> None:
 def test_the_example_configuration_can_be_loaded() -> None:
     example = Path(__file__).parents[2] / "configs" / "trafficd.toml"
     assert [upstream.id for upstream in load(example).services["web"].upstreams] == ["a", "b"]
+
+
+# -- what is verified, and how -----------------------------------------------------------------------------
+
+
+def test_a_verification_and_its_defaults(loaded: Load) -> None:
+    assert loaded(WEB).services["web"].verify == VerifySection()
+    config = loaded(
+        WEB
+        + """
+        [services.web.verify]
+        rate = 120
+        warm_up = "2s"
+        on_fail = "revert"
+        requests = [{path = "/orders", method = "POST", body = "x", headers = {"Content-Type" = "a/b"}, status = [201]}]
+        compatible = [{path = "/v1/old.js"}]
+        websockets = [{path = "/ws"}]
+        """
+    )
+    verify = config.services["web"].verify
+    assert (verify.rate, verify.warm_up, verify.cool_down, verify.on_fail) == (120, 2.0, 5.0, "revert")
+    assert (verify.requests[0].method, verify.requests[0].status) == ("POST", [201])
+    assert (verify.compatible[0].method, verify.websockets[0].connections) == ("GET", 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "place", "says"),
+    [
+        ("rate = 0", "rate", "greater than 0"),
+        ('warm_up = "0s"', "warm_up", "greater than 0"),
+        ('address = "example.com:443"', "address", "is not like"),
+        ('address = "https://example.com/path"', "address", "is not like"),
+        ('address = "https://example.com:0"', "address", "is not like"),
+        ('host = "*"', "host", "not a host name"),
+        ('on_fail = "explode"', "on_fail", "'report' or 'revert'"),
+        ("p99_factor = 1", "p99_factor", "greater than 1"),
+        ('insecure = true\ntls_ca = "/ca.pem"', "tls_ca", "means nothing with insecure"),
+        ('requests = [{path = "orders"}]', "requests.0.path", "pattern"),
+        ('requests = [{path = "/", method = "get"}]', "requests.0.method", "not a method"),
+        ('requests = [{path = "/", method = "CONNECT"}]', "requests.0.method", "not a method"),
+        ('requests = [{path = "/", status = [99]}]', "requests.0.status.0", "greater than or equal to 200"),
+        ('compatible = [{path = "/", weight = 0}]', "compatible.0.weight", "greater than or equal to 1"),
+        ('compatible = [{path = "/", headers = {"Content-Length" = "1"}}]', "compatible.0.headers", "announces a body"),
+        ("websockets = [{connections = 1}]", "websockets.0.path", "required"),
+        ("speed = 3", "speed", "no such key"),
+    ],
+)
+def test_a_verification_that_cannot_be(loaded: Load, line: str, place: str, says: str) -> None:
+    (fault,) = faults(loaded, f"{WEB}[services.web.verify]\n{line}\n")
+    assert fault.startswith(f"services.web.verify.{place}: ")
+    assert says in fault

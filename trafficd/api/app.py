@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import orjson
 from aiohttp import web
@@ -15,21 +15,18 @@ import trafficd
 from proxy.sites import Sites
 from trafficd.api import guard as guarding
 from trafficd.api import idempotency, schema, views
-from trafficd.api.endpoints import BODY_LIMIT, Endpoint, answer, openapi, part, read
+from trafficd.api.endpoints import BODY_LIMIT, NEWEST, Endpoint, actor, answer, limit, openapi, part, read
 from trafficd.api.problems import problems
 from trafficd.api.sites import SiteApi
 from trafficd.api.stream import OPEN, cut_streams, stream
+from trafficd.api.verifications import VerificationApi
 from trafficd.config import RolloutOverrides
 from trafficd.core.events import RolloutQueued, RolloutStarted
 from trafficd.errors import ConfigError, ConflictError, InvalidError, NotFoundError
 from trafficd.operate import Operator
 from trafficd.preview import Preview
 from trafficd.store.sqlite import SqliteJournal
-
-_NEWEST: dict[str, dict[str, Any]] = {
-    "service": {"type": "string"},
-    "limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 50},
-}
+from trafficd.verify.verifier import Verifier, Wish
 
 
 class Upkeep(Protocol):
@@ -56,6 +53,7 @@ class Api:
     journal: SqliteJournal
     upkeep: Upkeep | None = None
     sites: Sites | None = None
+    verifier: Verifier | None = None
     started_at: float = field(default_factory=time.time)
 
     # -- services --------------------------------------------------------------------------------------
@@ -119,7 +117,7 @@ class Api:
             timeout=wanted.timeout,
             wait=wanted.wait,
             force=wanted.force,
-            actor=_actor(request),
+            actor=actor(request),
         )
         return answer(
             schema.DrainView(drained=report.drained, in_flight=report.in_flight, cut=views.cut_view(report.cut))
@@ -130,25 +128,25 @@ class Api:
         wanted = await read(request, schema.Ready)
         name = part(request, "upstream")
         self._refuse_foreign(operator, wanted.dial)
-        await operator.ready(name, version=wanted.version, dial=wanted.dial, wait=wanted.wait, actor=_actor(request))
+        await operator.ready(name, version=wanted.version, dial=wanted.dial, wait=wanted.wait, actor=actor(request))
         return answer(await self._upstream(operator, name))
 
     async def canary(self, request: web.Request) -> web.StreamResponse:
         operator = self._operator(request)
         wanted = await read(request, schema.Canary)
-        await operator.canary(wanted.percent, actor=_actor(request))
+        await operator.canary(wanted.percent, actor=actor(request))
         return answer(await self._view(operator))
 
     async def hold(self, request: web.Request) -> web.StreamResponse:
         operator = self._operator(request)
         await read(request, schema.Nothing)
-        await operator.hold(actor=_actor(request))
+        await operator.hold(actor=actor(request))
         return answer(await self._view(operator))
 
     async def release(self, request: web.Request) -> web.StreamResponse:
         operator = self._operator(request)
         await read(request, schema.Nothing)
-        await operator.release(actor=_actor(request))
+        await operator.release(actor=actor(request))
         return answer(await self._view(operator))
 
     async def freeze(self, request: web.Request) -> web.StreamResponse:
@@ -157,59 +155,67 @@ class Api:
         until = wanted.until.timestamp() if wanted.until else None
         if wanted.duration is not None:
             until = time.time() + wanted.duration
-        await operator.freeze(wanted.reason, until, actor=_actor(request))
+        await operator.freeze(wanted.reason, until, actor=actor(request))
         return answer(await self._view(operator))
 
     async def thaw(self, request: web.Request) -> web.StreamResponse:
         operator = self._operator(request)
         await read(request, schema.Nothing)
-        await operator.thaw(actor=_actor(request))
+        await operator.thaw(actor=actor(request))
         return answer(await self._view(operator))
 
     async def maintenance(self, request: web.Request) -> web.StreamResponse:
         operator = self._operator(request)
         wanted = await read(request, schema.Maintain)
         if wanted.on:
-            await operator.begin_maintenance(wanted.reason, actor=_actor(request))
+            await operator.begin_maintenance(wanted.reason, actor=actor(request))
         else:
-            await operator.end_maintenance(actor=_actor(request))
+            await operator.end_maintenance(actor=actor(request))
         return answer(await self._view(operator))
 
     async def leave(self, request: web.Request) -> web.StreamResponse:
         operator = self._operator(request)
         await read(request, schema.Nothing)
-        await operator.leave(actor=_actor(request))
+        await operator.leave(actor=actor(request))
         return answer(await self._view(operator))
 
     async def join(self, request: web.Request) -> web.StreamResponse:
         operator = self._operator(request)
         await read(request, schema.Nothing)
-        await operator.join(actor=_actor(request))
+        await operator.join(actor=actor(request))
         return answer(await self._view(operator))
 
     # -- rollouts --------------------------------------------------------------------------------------
 
     async def start_rollout(self, request: web.Request) -> web.StreamResponse:
         operator = self._operator(request)
-        wanted = await read(request, schema.StartRollout)
-        if wanted.verify:
-            raise InvalidError("verify: this trafficd cannot verify a rollout yet; leave it out")
+        wanted = await read(request, schema.StartRollout, tables=("verify",))
         overrides = RolloutOverrides.model_construct(
             **{name: getattr(wanted, name) for name in RolloutOverrides.model_fields}
         )
         begun = await self._begun(operator, request)
         if begun is not None:
             return begun
+        key = request.get(idempotency.IDENTITY)
+        if wanted.verify is not False:
+            wish = Wish(wanted.version, wanted.strategy, overrides, wanted.message, key)
+            conductor = await self._verifications.verified(operator, wish, wanted, actor(request))
+            view = views.current_view(operator.engine, await conductor.begun)
+            return _created(schema.StartedView(**view.model_dump(), verification=conductor.record.id))
         rollout = await operator.start(
             wanted.version,
             wanted.strategy,
             overrides,
-            actor=_actor(request),
+            actor=actor(request),
             message=wanted.message,
-            key=request.get(idempotency.IDENTITY),
+            key=key,
             if_live=wanted.if_live,
         )
-        return _created(views.current_view(operator.engine, rollout))
+        return _created(_started(views.current_view(operator.engine, rollout)))
+
+    @property
+    def _verifications(self) -> VerificationApi:
+        return VerificationApi(self.operators, self.verifier)
 
     async def _begun(self, operator: Operator, request: web.Request) -> web.Response | None:
         """The answer about the rollout that this very request asked for, where the daemon ended before it answered."""
@@ -221,7 +227,7 @@ class Api:
             if not isinstance(event, RolloutQueued | RolloutStarted) or event.key is None:
                 continue
             if event.key == key:
-                return _created(await self._rollout(event.rollout))
+                return _created(_started(await self._rollout(event.rollout)))
             if event.key.rpartition(":")[0] == key.rpartition(":")[0]:
                 raise InvalidError(idempotency.USED)
         return None
@@ -232,8 +238,8 @@ class Api:
         begun = await self._begun(operator, request)
         if begun is not None:
             return begun
-        rollout = await operator.rollback(actor=_actor(request), key=request.get(idempotency.IDENTITY))
-        return _created(views.rollout_view(rollout))
+        rollout = await operator.rollback(actor=actor(request), key=request.get(idempotency.IDENTITY))
+        return _created(_started(views.rollout_view(rollout)))
 
     def _owner(self, rollout_id: str) -> Operator | None:
         """The operator whose newest rollout this is, or the one that waits behind it."""
@@ -261,7 +267,7 @@ class Api:
         service = request.query.get("service")
         if service is not None:
             self._named(service)
-        ids = await self.journal.rollouts(service, _limit(request))
+        ids = await self.journal.rollouts(service, limit(request))
         return answer(schema.RolloutList(rollouts=[await self._rollout(name) for name in ids]))
 
     async def rollout_events(self, request: web.Request) -> web.StreamResponse:
@@ -275,13 +281,13 @@ class Api:
     async def pause(self, request: web.Request) -> web.StreamResponse:
         operator, rollout_id = await self._live(request)
         await read(request, schema.Nothing)
-        await operator.pause(rollout_id, actor=_actor(request))
+        await operator.pause(rollout_id, actor=actor(request))
         return answer(await self._rollout(rollout_id))
 
     async def resume(self, request: web.Request) -> web.StreamResponse:
         operator, rollout_id = await self._live(request)
         await read(request, schema.Nothing)
-        await operator.resume(rollout_id, actor=_actor(request))
+        await operator.resume(rollout_id, actor=actor(request))
         return answer(await self._rollout(rollout_id))
 
     async def promote(self, request: web.Request) -> web.StreamResponse:
@@ -293,7 +299,7 @@ class Api:
     async def abort(self, request: web.Request) -> web.StreamResponse:
         operator, rollout_id = await self._live(request)
         wanted = await read(request, schema.AbortRollout)
-        warning = await operator.abort(rollout_id, revert=wanted.revert, actor=_actor(request))
+        warning = await operator.abort(rollout_id, revert=wanted.revert, actor=actor(request))
         view = await self._rollout(rollout_id)
         return answer(schema.AbortView(**view.model_dump(), warning=warning))
 
@@ -303,7 +309,7 @@ class Api:
         service = request.query.get("service")
         if service is not None:
             self._named(service)
-        entries = await self.journal.recent(_limit(request), service)
+        entries = await self.journal.recent(limit(request), service)
         return answer(schema.EventList(events=[views.event_view(entry) for entry in entries]))
 
     async def healthz(self, request: web.Request) -> web.StreamResponse:
@@ -365,10 +371,10 @@ class Api:
                      schema.Drain, problems=changed),
             Endpoint("POST", upstream + "/ready", "Put an upstream into traffic, after its gate", self.ready,
                      schema.UpstreamView, schema.Ready, problems=(*changed, 504)),
-            Endpoint("POST", service + "/rollouts", "Begin a rollout, or queue it", self.start_rollout, view,
-                     schema.StartRollout, 201, changed),
-            Endpoint("POST", service + "/rollback", "Begin a rollout back", self.rollback, view, schema.Nothing,
-                     201, changed),
+            Endpoint("POST", service + "/rollouts", "Begin a rollout, or queue it", self.start_rollout,
+                     schema.StartedView, schema.StartRollout, 201, changed),
+            Endpoint("POST", service + "/rollback", "Begin a rollout back", self.rollback, schema.StartedView,
+                     schema.Nothing, 201, changed),
             Endpoint("PUT", service + "/canary", "Set the canary's share", self.canary, schema.ServiceView,
                      schema.Canary, problems=changed),
             Endpoint("POST", service + "/hold", "Let requests wait", self.hold, schema.ServiceView, schema.Nothing,
@@ -380,7 +386,7 @@ class Api:
             Endpoint("POST", service + "/thaw", "Let rollouts begin again", self.thaw, schema.ServiceView,
                      schema.Nothing, problems=changed),
             Endpoint("GET", "/v1/rollouts", "The newest rollouts", self.rollouts, schema.RolloutList,
-                     problems=(404, 422), query=_NEWEST),
+                     problems=(404, 422), query=NEWEST),
             Endpoint("GET", rollout, "One rollout", self.rollout, view, problems=asked),
             Endpoint("GET", rollout + "/events", "A rollout's events as they happen", self.rollout_events,
                      problems=(400, 404), media="text/event-stream"),
@@ -392,7 +398,7 @@ class Api:
             Endpoint("POST", rollout + "/abort", "All traffic to the old version, at once", self.abort,
                      schema.AbortView, schema.AbortRollout, problems=changed),
             Endpoint("GET", "/v1/events", "The newest events of the journal", self.events, schema.EventList,
-                     problems=(404, 422), query=_NEWEST),
+                     problems=(404, 422), query=NEWEST),
             Endpoint("POST", service + "/maintenance", "Let Caddy answer by itself, or end that", self.maintenance,
                      schema.ServiceView, schema.Maintain, problems=changed),
             Endpoint("POST", service + "/leave", "Let Caddy go on with plain upstreams", self.leave,
@@ -408,24 +414,16 @@ class Api:
             Endpoint("GET", "/healthz", "Is the daemon well?", self.healthz, schema.HealthView, ill=503),
             Endpoint("GET", "/openapi.json", "This document", self.openapi),
             *SiteApi(self.operators, self.sites).endpoints(),
+            *self._verifications.endpoints(),
         ]  # fmt: skip
 
 
-def _created(view: schema.RolloutView) -> web.Response:
+def _started(view: schema.RolloutView) -> schema.StartedView:
+    return schema.StartedView(**view.model_dump())
+
+
+def _created(view: schema.StartedView) -> web.Response:
     return answer(view, 201, {"Location": f"/v1/rollouts/{view.id}"})
-
-
-def _actor(request: web.Request) -> str:
-    """Who asked, as far as they say: for the journal, not for rights."""
-    text = request.headers.get("X-Trafficd-Actor", "")
-    return "".join(character for character in text[:100] if character.isprintable())
-
-
-def _limit(request: web.Request) -> int:
-    text = request.query.get("limit", "50")
-    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= 1000):
-        raise InvalidError(f"limit {text[:20]!r} is not a number from 1 to 1000")
-    return int(text)
 
 
 def build(
@@ -434,9 +432,10 @@ def build(
     guard: guarding.Guard | None,
     upkeep: Upkeep | None = None,
     sites: Sites | None = None,
+    verifier: Verifier | None = None,
 ) -> web.Application:
     """The application, ready for a runner."""
-    api = Api(operators, journal, upkeep, sites)
+    api = Api(operators, journal, upkeep, sites, verifier)
     app = web.Application(
         middlewares=[problems, guarding.middleware(guard), idempotency.middleware(journal), problems],
         client_max_size=BODY_LIMIT,

@@ -6,7 +6,7 @@ drift apart.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,6 +19,10 @@ from trafficd.api import schema
 from trafficd.api.problems import BadRequestError
 from trafficd.errors import InvalidError, NotFoundError
 
+NEWEST: dict[str, dict[str, Any]] = {
+    "service": {"type": "string"},
+    "limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 50},
+}
 BODY_LIMIT = 65_536
 TEXT_LIMIT = 1000  # of any text in a request: some are parsed by patterns, which long texts would keep busy
 
@@ -42,8 +46,8 @@ class Endpoint:
     ill: int | None = None  # another status that has the same answer
 
 
-async def read(request: web.Request, model: type[M]) -> M:
-    """The request's body as `model`; an empty body is an empty object.
+async def read(request: web.Request, model: type[M], tables: Collection[str] = ()) -> M:
+    """The request's body as `model`; an empty body is an empty object. `tables`: fields that may be objects.
 
     Raises `BadRequestError` when it is no JSON object, `pydantic.ValidationError` when it does not fit.
     """
@@ -59,9 +63,19 @@ async def read(request: web.Request, model: type[M]) -> M:
     if not isinstance(value, dict):
         raise BadRequestError("the body must be a JSON object")
     for key, part in value.items():
-        if isinstance(part, dict | list) or (isinstance(part, str) and len(part) > TEXT_LIMIT):
-            raise InvalidError(f"{key[:80]}: must be a number, true, false, or text of up to {TEXT_LIMIT} characters")
+        if isinstance(part, dict) and key in tables:
+            _refuse_nested(part, f"{key}.")
+        else:
+            _refuse_nested({key: part})
     return model.model_validate(value)
+
+
+def _refuse_nested(table: Mapping[str, object], place: str = "") -> None:
+    for key, part in table.items():
+        if isinstance(part, dict | list) or (isinstance(part, str) and len(part) > TEXT_LIMIT):
+            raise InvalidError(
+                f"{place}{key[:80]}: must be a number, true, false, or text of up to {TEXT_LIMIT} characters"
+            )
 
 
 def _says_json(request: web.Request) -> bool:
@@ -83,6 +97,20 @@ def part(request: web.Request, name: str) -> str:
         return parse_name(request.match_info[name])
     except ValueError as error:
         raise NotFoundError(f"there is no such {name}: {error}") from error
+
+
+def actor(request: web.Request) -> str:
+    """Who asked, as far as they say: for the journal, not for rights."""
+    text = request.headers.get("X-Trafficd-Actor", "")
+    return "".join(character for character in text[:100] if character.isprintable())
+
+
+def limit(request: web.Request) -> int:
+    """How many of the newest are asked for."""
+    text = request.query.get("limit", "50")
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= 1000):
+        raise InvalidError(f"limit {text[:20]!r} is not a number from 1 to 1000")
+    return int(text)
 
 
 def openapi(endpoints: list[Endpoint], version: str) -> dict[str, Any]:
@@ -138,7 +166,7 @@ def _operation(endpoint: Endpoint, components: dict[str, Any]) -> dict[str, Any]
 _FAULTS = {
     400: "the body is not JSON, or a header cannot be used",
     401: "over TCP: no token, or a wrong one",
-    404: "no such service, upstream or rollout",
+    404: "no such service, upstream, rollout or verification",
     409: "refused, given how things stand",
     422: "a field is missing or not valid",
     503: "the proxy or the journal cannot be used now",

@@ -89,10 +89,11 @@ def _urgent(request: web.Request) -> bool:
 
 def _replayed(request: web.Request, known: Answer) -> web.Response:
     headers = {"Idempotency-Replayed": "true"}
-    if known.status == 201 and request.path.endswith(("/rollouts", "/rollback")):
-        headers["Location"] = f"/v1/rollouts/{orjson.loads(known.body)['id']}"
-    kind = "application/json" if known.status < 400 else "application/problem+json"
-    return web.Response(status=known.status, body=known.body, content_type=kind, headers=headers)
+    if known.status == 201 and request.path.endswith(("/rollouts", "/rollback", "/verifications")):
+        kind = "verifications" if request.path.endswith("/verifications") else "rollouts"
+        headers["Location"] = f"/v1/{kind}/{orjson.loads(known.body)['id']}"
+    media = "application/json" if known.status < 400 else "application/problem+json"
+    return web.Response(status=known.status, body=known.body, content_type=media, headers=headers)
 
 
 def middleware(journal: SqliteJournal) -> Middleware:

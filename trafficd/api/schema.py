@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from trafficd.config import RolloutOverrides
+from trafficd.config import RolloutOverrides, VerifyOverrides
 from trafficd.config.values import Amount, Count, Dial, Name, Parallel, Positive, Seconds, Version
 from trafficd.operate.rollouts import IfLive
 
@@ -72,10 +72,20 @@ class Ready(Request):
     wait: bool = True
 
 
+class VerifyRollout(VerifyOverrides):
+    """What this verification has otherwise than `[services.NAME.verify]`."""
+
+    timeout: LongDuration | None = None
+    warm_up: LongDuration | None = None
+    cool_down: LongDuration | None = None
+
+
 class StartRollout(RolloutOverrides):
     version: Version
     strategy: Literal["rolling", "canary", "blue_green", "rainbow", "hold"] = "rolling"
-    verify: StrictBool = False
+    verify: StrictBool | VerifyRollout = Field(
+        default=False, description="under load, with a verdict: answered once the warm-up is over and the rollout begun"
+    )
     if_live: IfLive = IfLive.REFUSE
     message: Text = ""
     max_parallel: Annotated[Parallel, AfterValidator(_few)] | None = None
@@ -181,6 +191,10 @@ class RolloutView(Answer):
     upstreams: dict[str, str]
     steps: list[StepView]
     waits: list[WaitView]
+
+
+class StartedView(RolloutView):
+    verification: str | None = Field(default=None, description="the verification under whose load it runs")
 
 
 class FreezeView(Answer):

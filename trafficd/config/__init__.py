@@ -40,6 +40,7 @@ from trafficd.config.values import (
     parse_duration,
     parse_version,
 )
+from trafficd.config.verification import VerifyOverrides, VerifyRequest, VerifySection
 from trafficd.errors import ConfigError
 
 __all__ = [
@@ -52,6 +53,9 @@ __all__ = [
     "RolloutOverrides",
     "Seconds",
     "ServiceSection",
+    "VerifyOverrides",
+    "VerifyRequest",
+    "VerifySection",
     "Version",
     "default_path",
     "load",

@@ -24,6 +24,7 @@ from trafficd.config.values import (
     Seconds,
     Version,
 )
+from trafficd.config.verification import VerifySection
 from trafficd.core.model import Order, Policy, Setting, StepKind
 
 DEFAULT_SOCKET = "/run/trafficd/trafficd.sock"
@@ -206,6 +207,7 @@ class ServiceSection(Section):
     hooks: HooksSection = HooksSection()
     transport: TransportSection = TransportSection()
     maintenance: MaintenanceSection = MaintenanceSection()
+    verify: VerifySection = VerifySection()
 
     @classmethod
     def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:

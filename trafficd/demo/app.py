@@ -1,10 +1,11 @@
 """The sample application of the demo, the tests and the benchmarks: what a well-behaved instance does.
 
     python -m trafficd.demo.app PORT VERSION [--warm-up SECONDS] [--healthy-for SECONDS] [--crash-after SECONDS]
+                                             [--answers STATUS] [--without PATH]
 
-Every request is answered 200, whatever its method, path and body; `/healthz` 503 until it is warm; `/slow` takes
-`?seconds=`; `/ws` echoes. TERM stops it as an application should stop: no new connections, WebSockets closed
-with a close frame (1001), open requests answered to their end.
+Every request is answered 200 (or STATUS), whatever its method, path and body, and PATH 404; `/healthz` 503 until it is
+warm; `/slow` takes `?seconds=`; `/ws` echoes. TERM stops it as an application should stop: no new connections,
+WebSockets closed with a close frame (1001), open requests answered to their end.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class Behaviour:
     warm_up: float = 0.0
     healthy_for: float | None = None
     crash_after: float | None = None
+    answers: int = 200
+    without: str | None = None  # a path that this version does not have
 
 
 def build(behaviour: Behaviour) -> web.Application:
@@ -63,7 +66,8 @@ def build(behaviour: Behaviour) -> web.Application:
 
     async def anything(request: web.Request) -> web.Response:
         size = len(await request.read())
-        return web.Response(text=f"{behaviour.version} {request.method} {size}\n", headers=headers)
+        status = 404 if request.path == behaviour.without else behaviour.answers
+        return web.Response(status=status, text=f"{behaviour.version} {request.method} {size}\n", headers=headers)
 
     app = web.Application(client_max_size=16 * 1024 * 1024)
     app.router.add_get("/healthz", health)
@@ -86,10 +90,13 @@ def main() -> None:
     parser.add_argument("--warm-up", type=float, default=0.0)
     parser.add_argument("--healthy-for", type=float)
     parser.add_argument("--crash-after", type=float)
+    parser.add_argument("--answers", type=int, default=200)
+    parser.add_argument("--without")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     instance = f"127.0.0.1:{options.port}"
-    app = build(Behaviour(options.version, instance, options.warm_up, options.healthy_for, options.crash_after))
+    told = {name: value for name, value in vars(options).items() if name != "port"}
+    app = build(Behaviour(instance=instance, **told))
     if options.crash_after is not None:
 
         async def begin(_: web.Application) -> None:

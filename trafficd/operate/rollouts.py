@@ -47,14 +47,8 @@ class RolloutRequests(Requests):
         if_live: IfLive = IfLive.REFUSE,
     ) -> Rollout:
         """Begin a rollout of `version`. `back`: to a version that ran before, which a freeze does not forbid."""
-        if strategy not in STRATEGIES:
-            raise InvalidError(f"strategy {strategy!r} is not known; there is: {', '.join(STRATEGIES)}")
+        policy = self._policy(strategy, overrides)
         names = tuple(self.state.upstreams)
-        if not names:
-            raise ConflictError(f"service {self.state.name} has no upstreams; add some first")
-        policy = self.section.policy(len(names), overrides)
-        if policy.order is Order.START_FIRST and not self.section.routed:
-            raise InvalidError(f"order: {self.state.name} is a service of workers, which have no second address")
         rollout_id = f"r-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         wish = _Wish(rollout_id, version, strategy, actor, message, key)
         if if_live is not IfLive.REFUSE and (self.state.live or self.state.pending):
@@ -66,14 +60,40 @@ class RolloutRequests(Requests):
             self._refuse_left(state)
             if tuple(state.upstreams) != names or (state.stable, state.carried) != (before.stable, before.carried):
                 raise ConflictError(f"the upstreams of {state.name} were changed at the same moment; try again")
-            self._refuse_uncountable()
-            _refuse_second(state, back=back)
-            if not back:
-                _refuse_frozen(state, time.time())
-            _refuse(queue.hopeless(state, policy, self.engine.world()))
+            self._refuse_now(state, policy, back=back)
 
         await self.engine.record(event, check)
         return self.rollout(rollout_id)
+
+    def refuse_start(self, strategy: str = "rolling", overrides: RolloutOverrides | None = None) -> None:
+        """Refuse at once what `start` would refuse if it were asked now. Raises `ConflictError`, `InvalidError`."""
+        policy = self._policy(strategy, overrides)
+        self._refuse_left(self.state)
+        self._refuse_now(self.state, policy, back=False)
+
+    def refuse_busy(self) -> None:
+        """Refuse what must not be done beside a rollout. Raises `ConflictError`."""
+        self._refuse_left(self.state)
+        self._refuse_uncountable()
+        _refuse_second(self.state, back=False)
+
+    def _policy(self, strategy: str, overrides: RolloutOverrides | None) -> Policy:
+        if strategy not in STRATEGIES:
+            raise InvalidError(f"strategy {strategy!r} is not known; there is: {', '.join(STRATEGIES)}")
+        if not self.state.upstreams:
+            raise ConflictError(f"service {self.state.name} has no upstreams; add some first")
+        policy = self.section.policy(len(self.state.upstreams), overrides)
+        if policy.order is Order.START_FIRST and not self.section.routed:
+            raise InvalidError(f"order: {self.state.name} is a service of workers, which have no second address")
+        return policy
+
+    def _refuse_now(self, state: Service, policy: Policy, *, back: bool) -> None:
+        """What the state forbids, apart from the queue."""
+        self._refuse_uncountable()
+        _refuse_second(state, back=back)
+        if not back:
+            _refuse_frozen(state, time.time())
+        _refuse(queue.hopeless(state, policy, self.engine.world()))
 
     def _refuse_uncountable(self) -> None:
         if self.engine.trouble.counts:

@@ -42,6 +42,15 @@ CREATE TABLE IF NOT EXISTS answers (
     status INTEGER NOT NULL,
     body BLOB NOT NULL
 );
+CREATE TABLE IF NOT EXISTS verifications (
+    id TEXT PRIMARY KEY,
+    service TEXT NOT NULL,
+    at REAL NOT NULL,
+    live INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    page BLOB
+);
+CREATE INDEX IF NOT EXISTS verifications_service ON verifications (service, at);
 """
 
 T = TypeVar("T")
@@ -262,6 +271,47 @@ class SqliteJournal:
             self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", values)
 
         await self._call(write)
+
+    # -- verifications ---------------------------------------------------------------------------------
+
+    async def keep_verification(
+        self, name: str, service: str, at: float, *, live: bool, body: bytes, page: bytes | None
+    ) -> None:
+        """Keep how a verification stands, in the place of what was known of it; `page`: the same for people.
+
+        It is on disk when this returns.
+        """
+        query = "INSERT OR REPLACE INTO verifications VALUES (?, ?, ?, ?, ?, ?)"
+        await self._call(lambda: self._db.execute(query, (name, service, at, live, body, page)))
+
+    async def live_verifications(self) -> list[bytes]:
+        """Those that are kept as not ended."""
+        query = "SELECT body FROM verifications WHERE live"
+        rows = await self._call(lambda: self._db.execute(query).fetchall())
+        return [row[0] for row in rows]
+
+    async def verification(self, name: str) -> bytes | None:
+        """How the verification with this id stands, if there is one."""
+        return await self._one("SELECT body FROM verifications WHERE id = ?", name)
+
+    async def verification_page(self, name: str) -> bytes | None:
+        return await self._one("SELECT page FROM verifications WHERE id = ?", name)
+
+    async def verifications(self, service: str | None, limit: int) -> list[bytes]:
+        """The newest ones, newest first."""
+        where, values = ("WHERE service = ?", (service,)) if service else ("", ())
+        query = f"SELECT body FROM verifications {where} ORDER BY at DESC LIMIT {int(limit)}"
+        rows = await self._call(lambda: self._db.execute(query, values).fetchall())
+        return [row[0] for row in rows]
+
+    async def prune_verifications(self, service: str, before: float) -> int:
+        """Remove those of a service that began before (s since the epoch); how many went."""
+        query = "DELETE FROM verifications WHERE service = ? AND at < ?"
+        return await self._call(lambda: self._db.execute(query, (service, before)).rowcount)
+
+    async def _one(self, query: str, value: str) -> bytes | None:
+        row = await self._call(lambda: self._db.execute(query, (value,)).fetchone())
+        return row[0] if row else None
 
     async def _select(self, where: str, values: tuple[object, ...], order: str = "ORDER BY seq") -> list[Entry]:
         query = f"SELECT seq, at, body FROM events WHERE {where} {order}"
