@@ -16,7 +16,8 @@ from time import monotonic_ns
 from typing import Protocol
 
 from loadtest.model import Plan
-from loadtest.pacer import SECOND, Pacer, Ticks, pacer
+from loadtest.pacer import Pacer, Ticks, pacer
+from loadtest.slot import SECOND
 
 _NEVER = sys.maxsize
 
@@ -201,7 +202,7 @@ class OpenLoop:
 
 def feed(plan: Plan, index: int, of: int, start: int, on_over: Callable[[], None]) -> Feed:
     """The feed of process `index` of `of`, for a run that starts at `start`."""
-    if plan.rate is not None:
+    if plan.open_loop:
         patience = None if plan.timeout is None else round(plan.timeout * SECOND)
         return OpenLoop(pacer(plan), index, of, start, patience, on_over)
     until = None if plan.duration is None else start + round(plan.duration * SECOND)

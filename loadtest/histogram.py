@@ -10,9 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from hdrh.histogram import HdrHistogram
+
 from loadtest.model import Bar, Latency
 
 _MILLISECOND = 1_000_000
+_LONGEST = 24 * 3_600 * 1_000_000_000  # ns that an exported histogram knows
 _PERCENTILES = (10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 _STEPS = 10
 
@@ -84,6 +87,13 @@ class Histogram:
         p10, p25, p50, p75, p90, p95, p99, p999 = (ns / _MILLISECOND for ns in self.percentiles(_PERCENTILES))
         low, high = self.smallest / _MILLISECOND, self.largest / _MILLISECOND
         return Latency(low, self.total / self.count / _MILLISECOND, p10, p25, p50, p75, p90, p95, p99, p999, high)
+
+    def encoded(self) -> str:
+        """As an HdrHistogram of ns: V2, compressed, in base64."""
+        other = HdrHistogram(1, _LONGEST, 3)
+        for index, times in self.counts.items():
+            other.record_value(min(highest(index), _LONGEST), times)
+        return str(other.encode().decode("ascii"))
 
     def bars(self) -> tuple[Bar, ...]:
         """Eleven rows as hey draws them: the fastest alone, then ten equal steps to the slowest."""

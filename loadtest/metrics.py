@@ -8,7 +8,7 @@ one, again and again. Snapshots of several processes add up to what one process 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -133,7 +133,12 @@ class Snapshot:
             intervals=tuple(self._intervals()),
             losses=tuple(self.losses),
             by_request={request: dict(counts) for request, counts in sorted(self.by_request.items())},
+            hdr={name: one.encoded() for name, one in self._told() if one.count},
         )
+
+    def _told(self) -> list[tuple[str, Histogram]]:
+        apart = [] if self.closed else [("service", self.service), ("lag", self.lag)]
+        return [("response", self.response), *apart]
 
     def _intervals(self) -> Iterable[Interval]:
         for index in range(max(self.stretches, default=-1) + 1):
@@ -156,6 +161,8 @@ class Metrics:
         self.idle_closed = 0  # kept-alive connections that the server had closed before they were wanted again
         self.resent = 0
         self.redirected = 0
+        self.start_ns = start_ns
+        self.on_loss: Callable[[Loss], object] | None = None  # hears of each request that is lost
         self._whole = Snapshot(start_ns, closed)
         self._closed = closed
         self._width = _SECOND
@@ -231,9 +238,12 @@ class Metrics:
         whole.examples.setdefault(kind, outcome.detail)
         if not self._closed:
             whole.lag.record(outcome.started_ns - outcome.scheduled_ns)
+        at = time.time() - (time.monotonic_ns() - outcome.finished_ns) / _SECOND
+        loss = Loss(outcome.hit, at, kind, outcome.request, outcome.connection, outcome.detail, outcome.attribute)
         if len(whole.losses) < _MOST_LOSSES:
-            at = time.time() - (time.monotonic_ns() - outcome.finished_ns) / _SECOND
-            whole.losses.append(Loss(outcome.hit, at, kind, outcome.request, outcome.connection, outcome.detail))
+            whole.losses.append(loss)
+        if self.on_loss is not None:
+            self.on_loss(loss)
 
     def phases(self, *, dns_ns: int, dial_ns: int, tls_ns: int, write_ns: int, wait_ns: int, read_ns: int) -> None:
         """What the parts of one request took, of which samples are enough."""

@@ -156,7 +156,7 @@ class Plan:
             raise PlanError("HTTP/2 without TLS does not go through a proxy")
         if self.duration is None and self.total is None:
             raise PlanError("give a number of requests or a duration")
-        if self.rate is not None and self.qps is not None:
+        if self.open_loop and self.qps is not None:
             raise PlanError("a total rate (open loop) and a rate for each worker exclude each other")
         amounts: dict[str, float | None] = {
             "connections": self.connections,
@@ -174,6 +174,11 @@ class Plan:
     @property
     def origin(self) -> Origin:
         return self.requests[0].origin
+
+    @property
+    def open_loop(self) -> bool:
+        """Whether requests are due by the clock, whatever the answers do."""
+        return self.rate is not None or bool(self.stages)
 
 
 class Outcome(NamedTuple):

@@ -448,7 +448,7 @@ async def test_silence_while_the_connection_is_opened_is_a_connect_time_out() ->
 
 async def test_streams_are_spread_evenly() -> None:
     async def slow(peer: Peer, request: Received) -> None:
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.03)
         peer.answer(request.stream)
 
     async with serving(slow) as server:

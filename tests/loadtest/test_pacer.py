@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.model import Plan, RequestSpec
-from loadtest.pacer import SECOND, ClosedLoop, ConstantRate, Ticks, pacer
+from loadtest.model import Plan, RequestSpec, Stage
+from loadtest.pacer import ClosedLoop, ConstantRate, Pacer, Ramps, Ticks, pacer
+from loadtest.poisson import Poisson
+from loadtest.slot import SECOND
 
 elapsed_ns = st.integers(0, 3_600 * SECOND)
 durations = st.integers(1, 100 * SECOND)
@@ -64,3 +69,56 @@ def test_duration_takes_the_place_of_the_total() -> None:
     assert pacer(Plan((spec,), total=7)) == ClosedLoop(7, None)
     assert pacer(Plan((spec,), total=7, duration=1.5)) == ClosedLoop(None, 1_500_000_000)
     assert pacer(Plan((spec,), total=7, rate=10.0)) == ConstantRate(10.0, 7, None)
+
+
+# -- rates that change, and gaps that are not even -----------------------------------------------------------
+
+STAGES = st.lists(
+    st.builds(Stage, st.floats(0.1, 5), st.one_of(st.just(0.0), st.floats(0.5, 200))), min_size=1, max_size=4
+)
+
+
+def due(schedule: Pacer) -> list[int]:
+    """When each slot is due, asked for at once."""
+    found: list[int] = []
+    while (slot := schedule.pace(0, len(found))) is not None:
+        found.append(slot.at)
+    return found
+
+
+@given(st.floats(0, 100), STAGES)
+def test_ramps_give_the_area_under_the_rate_in_order(begin: float, stages: list[Stage]) -> None:
+    slots = due(Ramps(begin, tuple(stages), None))
+    rates = [begin, *(stage.rate for stage in stages)]
+    area = sum(stage.duration * (a + b) / 2 for stage, a, b in zip(stages, rates, rates[1:], strict=False))
+    assert abs(len(slots) - area) < 1 + 1e-6
+    assert slots == sorted(slots)
+    assert all(0 <= at <= round(SECOND * sum(stage.duration for stage in stages)) for at in slots)
+
+
+def test_a_ramp_from_nothing_is_half_of_its_end() -> None:
+    slots = due(Ramps(0, (Stage(10, 100),), None))
+    assert len(slots) == 500
+    assert sum(at < 5 * SECOND for at in slots) == pytest.approx(125, abs=1)
+    assert len(due(Ramps(0, (Stage(10, 100),), 7))) == 7
+
+
+def test_a_steady_stage_is_a_constant_rate() -> None:
+    steady, constant = due(Ramps(8, (Stage(2, 8),), None)), due(ConstantRate(8, None, 2 * SECOND))
+    assert steady == pytest.approx(constant, abs=2)
+
+
+def test_poisson_is_the_same_for_the_same_seed_whoever_asks() -> None:
+    def schedule() -> Poisson:
+        return Poisson(100, None, 10 * SECOND, seed=5)
+
+    whole = due(schedule())
+    assert schedule().planned == len(whole)
+    assert len(whole) == pytest.approx(1000, abs=150)
+    assert whole == sorted(whole)
+    for part in range(3):  # each process takes every third slot
+        mine = schedule()
+        slots = [mine.pace(0, hit) for hit in range(part, len(whole), 3)]
+        assert [slot.at for slot in slots if slot is not None] == whole[part::3]
+    gaps = [b - a for a, b in pairwise(whole)]
+    assert min(gaps) < 0.1 * SECOND / 100 < 3 * SECOND / 100 < max(gaps), "they are not even"

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from loadtest.histogram import Histogram
+from loadtest.metrics import Snapshot
 from loadtest.model import Latency, Outcome, Plan, PlanError, RequestSpec
-from loadtest.runner import run, self_check
+from loadtest.runner import run
+from loadtest.selfcheck import Watched, self_check
 from tests.loadtest import servers
 from tests.loadtest.servers import Peer, Received, serving
 
@@ -158,8 +160,17 @@ def latency(milliseconds: float) -> Latency:
 
 def test_self_check_blames_whoever_was_late() -> None:
     opened = Plan((RequestSpec("http://127.0.0.1/"),), rate=10)
-    assert self_check(opened, cpu_us=1, lag=latency(99), loop_lag=latency(1)).valid
-    assert "connections" in self_check(opened, cpu_us=1, lag=latency(101), loop_lag=latency(1)).why
-    assert "event loop" in self_check(opened, cpu_us=1, lag=latency(101), loop_lag=latency(60)).why
-    closed = replace(opened, rate=None)
-    assert self_check(closed, cpu_us=1, lag=latency(500), loop_lag=latency(500)).valid
+
+    def why(lag_ms: int, loop_ms: float, share: float = 0.5, plan: Plan = opened) -> str:
+        counted = Snapshot(0, closed=not plan.open_loop)
+        counted.lag.record(lag_ms * 1_000_000)
+        check = self_check(plan, counted, Watched(loop_lag_ms=loop_ms, cpu_share=share))
+        assert check.valid is not bool(check.why)
+        return check.why
+
+    assert not why(99, 1)
+    assert "connections were busy" in why(150, 1)
+    assert "event loop ran 60 ms late" in why(150, 60)
+    assert "99 % of a core" in why(150, 1, 0.99)
+    assert not why(500, 500, plan=replace(opened, rate=None))
+    assert "died" in self_check(opened, Snapshot(0, closed=False), Watched(), ("process 1 died",)).why

@@ -47,11 +47,8 @@ class Generators:
     ) -> Report:
         """Raises `loadtest.model.LoadtestError`."""
         from loadtest import runner
-        from trafficd.verify import interim
 
-        run_apart = getattr(runner, "run_apart", interim.run_apart)
-        report: Report = await run_apart(plan, stop=stop, on_loss=on_loss, on_progress=on_progress)
-        return report
+        return await runner.run_apart(plan, stop=stop, on_loss=on_loss, on_progress=on_progress)
 
     async def hold(
         self, target: Target, *, stop: asyncio.Event, on_cut: OnCut, on_progress: Callable[[Sockets], None]
