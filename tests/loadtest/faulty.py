@@ -31,8 +31,8 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import cast
+from enum import Enum, StrEnum, auto
+from typing import NamedTuple, cast
 
 import orjson
 import uvloop
@@ -42,18 +42,6 @@ from loadtest.model import ErrorKind
 NUMBER = "X-Number"  # the header that carries the number of a request
 
 SURPLUS_STATUS = 299  # of what looks like an answer and is none
-_BODY = b"hello"
-_LARGE = b"x" * 100_000
-_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
-_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-_SURPLUS = b"HTTP/1.1 299 Surplus\r\nContent-Length: 0\r\n\r\n"
-_BAD_STATUS_LINES = (
-    b"this is not the protocol\r\n\r\n",
-    b"HTTP/1.1 abc OK\r\n\r\n",
-    b"HTTP/1.1 20 OK\r\n\r\n",
-    b"ICY 200 OK\r\n\r\n",
-    b"\x15\x03\x01\x00\x02\x02\x16\r\n\r\n",
-)
 
 
 class Deed(StrEnum):
@@ -82,45 +70,78 @@ class Deed(StrEnum):
     BAD_STATUS_LINE = "bad_status_line"
 
 
-# What the client must make of it.
-MEANS: dict[Deed, int | ErrorKind] = {
-    Deed.ANSWER: 200,
-    Deed.ANSWER_IN_PIECES: 200,
-    Deed.ANSWER_LARGE: 200,
-    Deed.ANSWER_CHUNKED: 200,
-    Deed.ANSWER_UNTIL_CLOSE: 200,
-    Deed.ANSWER_AND_SAY_CLOSE: 200,
-    Deed.ANSWER_THEN_IDLE_CLOSE: 200,
-    Deed.UNAVAILABLE: 503,
-    Deed.UNDERSTATE_LENGTH: 200,
-    Deed.OVERSTATE_LENGTH: ErrorKind.TRUNCATED,
-    Deed.CLOSE: ErrorKind.DROPPED,
-    Deed.RESET: ErrorKind.DROPPED,
-    Deed.RACED: ErrorKind.DROPPED,
-    Deed.RESET_IN_BODY: ErrorKind.TRUNCATED,
-    Deed.TRUNCATE_HEAD: ErrorKind.TRUNCATED,
-    Deed.TRUNCATE_BODY: ErrorKind.TRUNCATED,
-    Deed.TRUNCATE_CHUNK: ErrorKind.TRUNCATED,
-    Deed.STALL: ErrorKind.TIMEOUT,
-    Deed.STALL_IN_BODY: ErrorKind.TIMEOUT,
-    Deed.STALL_IN_CHUNK: ErrorKind.TIMEOUT,
-    Deed.BAD_STATUS_LINE: ErrorKind.PROTOCOL,
+class Then(Enum):
+    """What comes after the bytes."""
+
+    KEEP = auto()  # the next request is welcome
+    CLOSE = auto()
+    HALF_CLOSE = auto()
+    RESET = auto()
+    STALL = auto()  # until the client hangs up
+
+
+class Script(NamedTuple):
+    """How a deed is done, and what the client must make of it."""
+
+    means: int | ErrorKind
+    then: Then
+    pieces: tuple[bytes, ...] = ()  # each in a packet of its own
+    cut: range | None = None  # of the one piece so many bytes are sent
+
+
+_BODY = b"hello"
+_LARGE = b"x" * 100_000
+_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+_TWO_CHUNKS = _CHUNKED + b"2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"
+_SURPLUS = b"HTTP/1.1 %d Surplus\r\nContent-Length: 0\r\n\r\n" % SURPLUS_STATUS
+
+
+def _answer(body: bytes, length: int | None = None, header: bytes = b"") -> bytes:
+    stated = len(body) if length is None else length
+    return b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (header, stated, body)
+
+
+_PLAIN, _VAST = _answer(_BODY), _answer(_LARGE)
+_HEAD = _PLAIN.index(_BODY)
+_PIECES = (_PLAIN[:10], _PLAIN[10:30], _PLAIN[30:-2], _PLAIN[-2:])
+_CHUNK_PIECES = (_TWO_CHUNKS[:-17], _TWO_CHUNKS[-17:-13], _TWO_CHUNKS[-13:-3], _TWO_CHUNKS[-3:])
+_UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+
+SCRIPTS: dict[Deed, Script] = {
+    Deed.ANSWER: Script(200, Then.KEEP, (_PLAIN,)),
+    Deed.ANSWER_IN_PIECES: Script(200, Then.KEEP, _PIECES),
+    Deed.ANSWER_LARGE: Script(200, Then.KEEP, (_VAST,)),
+    Deed.ANSWER_CHUNKED: Script(200, Then.KEEP, _CHUNK_PIECES),
+    Deed.ANSWER_UNTIL_CLOSE: Script(200, Then.CLOSE, (b"HTTP/1.1 200 OK\r\n\r\n" + _BODY,)),
+    Deed.ANSWER_AND_SAY_CLOSE: Script(200, Then.CLOSE, (_answer(_BODY, header=b"Connection: close\r\n"),)),
+    Deed.ANSWER_THEN_IDLE_CLOSE: Script(200, Then.HALF_CLOSE, (_PLAIN,)),
+    Deed.UNAVAILABLE: Script(503, Then.KEEP, (_UNAVAILABLE,)),
+    Deed.UNDERSTATE_LENGTH: Script(200, Then.STALL, (_PLAIN + _SURPLUS,)),
+    Deed.OVERSTATE_LENGTH: Script(ErrorKind.TRUNCATED, Then.CLOSE, (_answer(_BODY, len(_BODY) + 1),)),
+    Deed.CLOSE: Script(ErrorKind.DROPPED, Then.CLOSE),
+    Deed.RESET: Script(ErrorKind.DROPPED, Then.RESET),
+    Deed.RACED: Script(ErrorKind.DROPPED, Then.CLOSE),
+    Deed.RESET_IN_BODY: Script(ErrorKind.TRUNCATED, Then.RESET, (_VAST,), range(_HEAD, len(_VAST))),
+    Deed.TRUNCATE_HEAD: Script(ErrorKind.TRUNCATED, Then.CLOSE, (_PLAIN,), range(1, _HEAD)),
+    Deed.TRUNCATE_BODY: Script(ErrorKind.TRUNCATED, Then.CLOSE, (_VAST,), range(_HEAD, len(_VAST))),
+    Deed.TRUNCATE_CHUNK: Script(
+        ErrorKind.TRUNCATED, Then.CLOSE, (_TWO_CHUNKS,), range(len(_CHUNKED), len(_TWO_CHUNKS))
+    ),
+    Deed.STALL: Script(ErrorKind.TIMEOUT, Then.STALL),
+    Deed.STALL_IN_BODY: Script(ErrorKind.TIMEOUT, Then.STALL, (_VAST,), range(1, len(_VAST))),
+    Deed.STALL_IN_CHUNK: Script(ErrorKind.TIMEOUT, Then.STALL, (_TWO_CHUNKS,), range(len(_CHUNKED), len(_TWO_CHUNKS))),
+    Deed.BAD_STATUS_LINE: Script(ErrorKind.PROTOCOL, Then.CLOSE, (b"this is not the protocol\r\n\r\n",)),
 }
 
-# How often in 200 requests. Stalls are rare, as each costs the client its time-out.
-_WEIGHTS = dict.fromkeys(MEANS, 4) | {
-    Deed.ANSWER: 90,
-    Deed.ANSWER_THEN_IDLE_CLOSE: 20,
-    Deed.RACED: 0,  # nobody's choice
-    Deed.STALL: 1,
-    Deed.STALL_IN_BODY: 1,
-    Deed.STALL_IN_CHUNK: 1,
-}
 _SLAMMED = 0.02  # of the connections
 
 
-def deed_for(seed: int, number: int) -> Deed:
-    return random.Random(f"{seed}/{number}").choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+def weights(*, stalls: bool) -> dict[Deed, int]:
+    """How often each deed is done, in about 200 requests. Stalls are rare, as each costs the client its time-out."""
+    given = {deed: 4 for deed, script in SCRIPTS.items() if script.means is not ErrorKind.TIMEOUT}
+    given |= {Deed.ANSWER: 90, Deed.ANSWER_THEN_IDLE_CLOSE: 20}
+    del given[Deed.RACED]  # nobody's choice
+    return given | (dict.fromkeys((Deed.STALL, Deed.STALL_IN_BODY, Deed.STALL_IN_CHUNK), 1) if stalls else {})
 
 
 @dataclass
@@ -133,21 +154,26 @@ class Record:
     connections: int = 0
     slammed: int = 0  # connections that were closed on accept
     idle_closed: int = 0  # closed while idle, and the client sent nothing more
+    broken: list[str] = field(default_factory=list)  # faults of this server that nobody asked for
 
     def expected(self) -> Counter[int | ErrorKind]:
         """How many of each outcome the client must have counted."""
-        expected = Counter(MEANS[deed] for deed in self.deeds.values())
+        expected = Counter(SCRIPTS[deed].means for deed in self.deeds.values())
         if self.slammed:
             expected[ErrorKind.DROPPED] += self.slammed
         return expected
 
 
 class _Server:
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, *, stalls: bool) -> None:
         self.record = Record()
         self.open = 0
         self.accepting = random.Random(seed)
+        self._seed = seed
+        self._weights = weights(stalls=stalls)
+
+    def choose(self, number: int) -> Deed:
+        return random.Random(f"{self._seed}/{number}").choices(list(self._weights), list(self._weights.values()))[0]
 
 
 class _Peer(asyncio.Protocol):
@@ -181,12 +207,12 @@ class _Peer(asyncio.Protocol):
         self._received = b""
         self._record.strays += bool(rest)
         number = int(head.lower().partition(NUMBER.lower().encode() + b":")[2].split(b"\r\n")[0])
-        deed = Deed.RACED if self._half_closed else deed_for(self._server.seed, number)
+        deed = Deed.RACED if self._half_closed else self._server.choose(number)
         if number in self._record.deeds:
             self._record.again.append(number)
         self._record.deeds[number] = deed
         self._answering = True
-        self._perform(deed, number)
+        self._perform(SCRIPTS[deed], number)
 
     def eof_received(self) -> None:
         if self._half_closed and not self._answering:
@@ -198,72 +224,31 @@ class _Peer(asyncio.Protocol):
             self.eof_received()  # it hung up with a reset
         self._server.open -= 1
 
-    def _perform(self, deed: Deed, number: int) -> None:
-        write = self._transport.write
-        match deed:
-            case Deed.ANSWER:
-                write(_ANSWER)
-                self._answering = False
-            case Deed.ANSWER_IN_PIECES:
-                self._write_in_pieces([_ANSWER[:10], _ANSWER[10:30], _ANSWER[30:-2], _ANSWER[-2:]])
-            case Deed.ANSWER_LARGE:
-                write(_headed(len(_LARGE)) + _LARGE)
-                self._answering = False
-            case Deed.ANSWER_CHUNKED:
-                self._write_in_pieces([_CHUNKED + b"2\r\nhe\r\n", b"3\r", b"\nllo\r\n0\r\n", b"\r\n"])
-            case Deed.ANSWER_UNTIL_CLOSE:
-                write(b"HTTP/1.1 200 OK\r\n\r\n" + _BODY)
-                self._transport.close()
-            case Deed.ANSWER_AND_SAY_CLOSE:
-                write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\n" + _BODY)
-                self._transport.close()
-            case Deed.ANSWER_THEN_IDLE_CLOSE:
-                write(_ANSWER)
-                self._answering = False
-                self._half_closed = True
-                self._transport.write_eof()
-            case Deed.UNAVAILABLE:
-                write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
-                self._answering = False
-            case Deed.UNDERSTATE_LENGTH:
-                write(_ANSWER + _SURPLUS)
-            case Deed.OVERSTATE_LENGTH:
-                write(_headed(len(_BODY) + 1) + _BODY)
-                self._transport.close()
-            case Deed.CLOSE | Deed.RACED:
-                self._transport.close()
-            case Deed.RESET:
-                self._reset()
-            case Deed.RESET_IN_BODY:
-                write(_headed(len(_LARGE)) + _LARGE[: number % 50_000])
-                self._reset_once_delivered()
-            case Deed.TRUNCATE_HEAD:
-                write(_ANSWER[: 6 + number % 30])
-                self._transport.close()
-            case Deed.TRUNCATE_BODY:
-                write(_headed(len(_LARGE)) + _LARGE[: number % len(_LARGE)])
-                self._transport.close()
-            case Deed.TRUNCATE_CHUNK:
-                write(_CHUNKED + b"5\r\nhello\r\n0\r\n\r\n"[: number % 14])
-                self._transport.close()
-            case Deed.STALL:
-                pass
-            case Deed.STALL_IN_BODY:
-                write(_headed(len(_BODY) + 1) + _BODY)
-            case Deed.STALL_IN_CHUNK:
-                write(_CHUNKED + b"5\r\nhel")
-            case Deed.BAD_STATUS_LINE:
-                write(_BAD_STATUS_LINES[number % len(_BAD_STATUS_LINES)])
-                self._transport.close()
+    def _perform(self, script: Script, number: int) -> None:
+        pieces = script.pieces
+        if script.cut is not None:
+            pieces = (pieces[0][: script.cut[number % len(script.cut)]],)
+        self._write(pieces, script.then)
 
-    def _write_in_pieces(self, pieces: list[bytes]) -> None:
+    def _write(self, pieces: tuple[bytes, ...], then: Then) -> None:
         if self._transport.is_closing():
             return
-        self._transport.write(pieces[0])
+        if pieces:
+            self._transport.write(pieces[0])
         if pieces[1:]:
-            self._loop.call_later(0.001, self._write_in_pieces, pieces[1:])
-        else:
-            self._answering = False
+            self._loop.call_later(0.001, self._write, pieces[1:], then)
+            return
+        self._answering = then not in (Then.KEEP, Then.HALF_CLOSE)
+        match then:
+            case Then.CLOSE:
+                self._transport.close()
+            case Then.HALF_CLOSE:
+                self._half_closed = True
+                self._transport.write_eof()
+            case Then.RESET:
+                self._reset_once_delivered()
+            case Then.KEEP | Then.STALL:
+                pass
 
     def _reset_once_delivered(self) -> None:
         if self._transport.is_closing():
@@ -274,23 +259,16 @@ class _Peer(asyncio.Protocol):
         if unsent or unacknowledged:
             self._loop.call_later(0.001, self._reset_once_delivered)
         else:
-            self._reset()
-
-    def _reset(self) -> None:
-        end = self._transport.get_extra_info("socket")
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._transport.abort()
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._transport.abort()
 
 
-def _headed(length: int) -> bytes:
-    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length
-
-
-async def _serve(seed: int) -> None:
+async def _serve(seed: int, *, stalls: bool) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
-    server = _Server(seed)
+    server = _Server(seed, stalls=stalls)
+    loop.set_exception_handler(lambda _, context: server.record.broken.append(repr(context)))
     listener = await loop.create_server(lambda: _Peer(server), "127.0.0.1", 0, backlog=4096)
     print(listener.sockets[0].getsockname()[1], flush=True)
     await stopped.wait()
@@ -311,8 +289,9 @@ class Faulty:
 
 
 @asynccontextmanager
-async def faulty(seed: int) -> AsyncIterator[Faulty]:
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", __name__, str(seed), stdout=PIPE)
+async def faulty(seed: int, *, stalls: bool = True) -> AsyncIterator[Faulty]:
+    arguments = [str(seed), "stalls" if stalls else ""]
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", __name__, *arguments, stdout=PIPE)
     assert process.stdout is not None
     try:
         server = Faulty(int(await process.stdout.readline()))
@@ -329,4 +308,4 @@ async def faulty(seed: int) -> AsyncIterator[Faulty]:
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(int(sys.argv[1])))
+        runner.run(_serve(int(sys.argv[1]), stalls=bool(sys.argv[2])))
