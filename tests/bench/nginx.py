@@ -1,4 +1,4 @@
-"""Debian's nginx as what load generators are measured against: one worker, on the loopback, in a temporary directory."""
+"""Debian's nginx as what load generators are measured against: one worker, on the loopback, with files of its own."""
 
 from __future__ import annotations
 

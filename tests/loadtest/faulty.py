@@ -136,12 +136,23 @@ SCRIPTS: dict[Deed, Script] = {
 _SLAMMED = 0.02  # of the connections
 
 
-def weights(*, stalls: bool) -> dict[Deed, int]:
-    """How often each deed is done, in about 200 requests. Stalls are rare, as each costs the client its time-out."""
-    given = {deed: 4 for deed, script in SCRIPTS.items() if script.means is not ErrorKind.TIMEOUT}
-    given |= {Deed.ANSWER: 90, Deed.ANSWER_THEN_IDLE_CLOSE: 20}
-    del given[Deed.RACED]  # nobody's choice
-    return given | (dict.fromkeys((Deed.STALL, Deed.STALL_IN_BODY, Deed.STALL_IN_CHUNK), 1) if stalls else {})
+class Mood(StrEnum):
+    """What the server is capable of."""
+
+    VICIOUS = "vicious"  # of everything
+    HASTY = "hasty"  # of all but stalls, so that no time-out has to be waited for
+    FAITHFUL = "faithful"  # of nothing but answers
+
+    @property
+    def weights(self) -> dict[Deed, int]:
+        """How often each deed is done, in about 200 requests. Stalls are rare, as each costs a time-out."""
+        if self is Mood.FAITHFUL:
+            return {Deed.ANSWER: 200}
+        given = {deed: 4 for deed, script in SCRIPTS.items() if script.means is not ErrorKind.TIMEOUT}
+        given |= {Deed.ANSWER: 90, Deed.ANSWER_THEN_IDLE_CLOSE: 20}
+        del given[Deed.RACED]  # nobody's choice
+        stalls = dict.fromkeys((Deed.STALL, Deed.STALL_IN_BODY, Deed.STALL_IN_CHUNK), 1)
+        return given | stalls if self is Mood.VICIOUS else given
 
 
 @dataclass
@@ -165,15 +176,19 @@ class Record:
 
 
 class _Server:
-    def __init__(self, seed: int, *, stalls: bool) -> None:
+    def __init__(self, seed: int, mood: Mood) -> None:
         self.record = Record()
         self.open = 0
-        self.accepting = random.Random(seed)
         self._seed = seed
-        self._weights = weights(stalls=stalls)
+        self._accepting = random.Random(seed)
+        self._slammed = 0.0 if mood is Mood.FAITHFUL else _SLAMMED
+        self._deeds, self._weights = list(mood.weights), list(mood.weights.values())
+
+    def slams(self) -> bool:
+        return self._accepting.random() < self._slammed
 
     def choose(self, number: int) -> Deed:
-        return random.Random(f"{self._seed}/{number}").choices(list(self._weights), list(self._weights.values()))[0]
+        return random.Random(f"{self._seed}/{number}").choices(self._deeds, self._weights)[0]
 
 
 class _Peer(asyncio.Protocol):
@@ -189,7 +204,7 @@ class _Peer(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._server.open += 1
         self._record.connections += 1
-        if self._server.accepting.random() < _SLAMMED:
+        if self._server.slams():
             self._record.slammed += 1
             self._answering = True  # what comes now is lost already
             self._transport.close()
@@ -263,11 +278,11 @@ class _Peer(asyncio.Protocol):
             self._transport.abort()
 
 
-async def _serve(seed: int, *, stalls: bool) -> None:
+async def _serve(seed: int, mood: Mood) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
-    server = _Server(seed, stalls=stalls)
+    server = _Server(seed, mood)
     loop.set_exception_handler(lambda _, context: server.record.broken.append(repr(context)))
     listener = await loop.create_server(lambda: _Peer(server), "127.0.0.1", 0, backlog=4096)
     print(listener.sockets[0].getsockname()[1], flush=True)
@@ -282,6 +297,7 @@ class Faulty:
     """The server's process. Its record is there once the block it was started for is left."""
 
     port: int
+    pid: int
     record: Record = field(default_factory=Record)
 
     def url(self, path: str = "/") -> str:
@@ -289,12 +305,12 @@ class Faulty:
 
 
 @asynccontextmanager
-async def faulty(seed: int, *, stalls: bool = True) -> AsyncIterator[Faulty]:
-    arguments = [str(seed), "stalls" if stalls else ""]
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", __name__, *arguments, stdout=PIPE)
+async def faulty(mood: Mood, seed: int = 1) -> AsyncIterator[Faulty]:
+    argv = [sys.executable, "-m", __name__, str(seed), mood]
+    process = await asyncio.create_subprocess_exec(*argv, stdout=PIPE)
     assert process.stdout is not None
     try:
-        server = Faulty(int(await process.stdout.readline()))
+        server = Faulty(int(await process.stdout.readline()), process.pid)
         yield server
         process.terminate()
         kept = orjson.loads((await asyncio.wait_for(process.communicate(), 30))[0])
@@ -308,4 +324,4 @@ async def faulty(seed: int, *, stalls: bool = True) -> AsyncIterator[Faulty]:
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(int(sys.argv[1]), stalls=bool(sys.argv[2])))
+        runner.run(_serve(int(sys.argv[1]), Mood(sys.argv[2])))
