@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
+SECONDS ?= 600
 
 .PHONY: demo test test-all check fuzz bench setup clean lock
 
@@ -26,8 +27,9 @@ check: $(SETUP)  ## style, types and import rules only
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-fuzz: $(SETUP)  ## new examples for the properties of the core (EXAMPLES of each), as long as it takes
+fuzz: $(SETUP)  ## new examples for the properties of the core (EXAMPLES of each), and damaged responses (SECONDS)
 	HYPOTHESIS_PROFILE=explore $(BIN)/pytest --timeout 0 tests/core/test_queue.py tests/core/test_rolling.py -k "whatever_is_queued or any_rollout_in"
+	$(BIN)/python -m tests.loadtest.fuzz_response --seconds $(SECONDS)
 
 bench: $(SETUP)  ## the figures in the README
 	$(BIN)/python -m tests.bench

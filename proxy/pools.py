@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from proxy import table
 from proxy.admin import Admin, Row
@@ -18,6 +20,7 @@ from proxy.ways import Way
 log = logging.getLogger("proxy.pools")
 
 _REST = 0.5  # s between a shift and the tidying after it
+_FIRST = (5.0, 15.0)  # s after the start: not all services at once, and not while they begin
 
 _CONFIG_AGE = 0.2  # s that a look at the configuration is believed: less than the quiet window of a drain
 
@@ -106,6 +109,10 @@ def _heard(task: asyncio.Task[list[Row]]) -> None:
         task.exception()
 
 
+# Tidying is done by one thread for all services, so that it is never in the way of their shifts.
+_tidying = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tidying")
+
+
 class SlotPool:
     """One service's traffic, by its slots.
 
@@ -124,7 +131,7 @@ class SlotPool:
     async def open(self) -> None:
         """Learn the table in force, after `SlotDirectory.mend`."""
         self._table = await asyncio.to_thread(self._directory.read)
-        self._sweep_later()  # the next shift finds its directory ready
+        self._sweep_later(random.uniform(*_FIRST))  # a shift after that finds its directory ready
 
     def shares(self) -> Mapping[str, int]:
         """Slots per address in the table in force."""
@@ -145,18 +152,18 @@ class SlotPool:
                 if not await asyncio.to_thread(self._directory.restore_previous, wanted):
                     raise
             self._table = wanted
-            self._sweep_later()
+            self._sweep_later(_REST)
             return True
 
-    def _sweep_later(self) -> None:
+    def _sweep_later(self, rest: float) -> None:
         """Tidy up in a moment: shifts come in swarms, and each would have to wait for the tidying after the last."""
         if self._later is None:
-            self._later = asyncio.get_running_loop().call_later(_REST, self._sweep)
+            self._later = asyncio.get_running_loop().call_later(rest, self._sweep)
 
     def _sweep(self) -> None:
         self._later = None
         if self._sweeping is None or self._sweeping.done():
-            self._sweeping = asyncio.get_running_loop().run_in_executor(None, self._directory.sweep)
+            self._sweeping = asyncio.get_running_loop().run_in_executor(_tidying, self._directory.sweep)
 
     async def in_flight(self, dials: Iterable[str]) -> Mapping[str, InFlight | None]:
         """What is open on each address now."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,7 +21,8 @@ from proxy.pools import OpenCounts, SlotPool
 from proxy.slots import SlotDirectory
 from proxy.ways import ByAdmin, Way
 from trafficd.config import Config, ServiceSection
-from trafficd.core.addresses import holder
+from trafficd.core.addresses import elsewhere
+from trafficd.core.events import Event
 from trafficd.core.place import Expected, expected, worker
 from trafficd.core.reconcile import Configured, reconcile, strangers
 from trafficd.engine import Engine, Parts
@@ -30,7 +31,7 @@ from trafficd.health.command import CommandProbe
 from trafficd.health.probe import Check, HttpProbe
 from trafficd.link import Link, Linked
 from trafficd.operate import Operator
-from trafficd.ports import Driver, Pool
+from trafficd.ports import Driver, Entry, Pool
 from trafficd.store.sqlite import SqliteJournal
 from trafficd.swap.command import CommandDriver
 from trafficd.swap.external import ExternalDriver
@@ -59,13 +60,27 @@ class Composer:
         self._external = ExternalDriver()
         self._pools: list[SlotPool | AdminPool | NoPool] = []
         self._probes: list[HttpProbe | CommandProbe] = []
+        self._past: Mapping[str, Sequence[Entry]] = {}
+        self._directories: Mapping[str, SlotDirectory] = {}
+
+    async def prepare(self) -> None:
+        """Read the journal and mend the slots: what needs no Caddy. Raises `TrafficdError` or `ProxyError`."""
+        self._past = await self.journal.load_all()
+        self._directories = await asyncio.to_thread(self._mended)
 
     async def open(self) -> None:
-        """Mend the slots, fold the journal, and begin to probe and route. Raises `TrafficdError` or `ProxyError`."""
-        directories = await self._directories()
-        self.link.former = await self.journal.services() - self.config.services.keys()
+        """Fold the journal, and begin to probe and route, after `prepare`. Raises `TrafficdError` or `ProxyError`.
+
+        Nothing is probed before everything is open: with two hundred services the first probes would only delay the
+        rest.
+        """
+        past, self._past = self._past, {}
+        self.link.former = frozenset(past.keys() - self.config.services.keys())
         for name, section in self.config.services.items():
-            await self._open(name, section, directories.get(name))
+            await self._open(name, section, self._directories.get(name), past.get(name, []))
+        await self._reconcile(past)
+        for engine in self.engines.values():
+            engine.start()
 
     async def close(self) -> None:
         """Stop acting. Commands go on by themselves; the next daemon finds them."""
@@ -77,29 +92,28 @@ class Composer:
         for probe in self._probes:
             await probe.aclose()
 
-    async def _directories(self) -> dict[str, SlotDirectory]:
+    def _mended(self) -> dict[str, SlotDirectory]:
         root = slots_root(self.config)
         routed = {name: section for name, section in self.config.services.items() if section.routed}
         found = {
             n: SlotDirectory(root, n, section.slots) for n, section in routed.items() if section.control == "slots"
         }
         if routed:
-            for note in await asyncio.to_thread(prepare_root, root, list(found.values())):
+            for note in prepare_root(root, list(found.values())):
                 log.warning("slots: %s", note)
         return found
 
-    async def _open(self, name: str, section: ServiceSection, directory: SlotDirectory | None) -> None:
+    async def _open(
+        self, name: str, section: ServiceSection, directory: SlotDirectory | None, past: Iterable[Entry]
+    ) -> None:
         way = way_of(name, self.config, partial(self._weights, name)) if section.routed else None
         pool = NoPool() if way is None else await self._pool(way, directory)
         self._pools.append(pool)
-        engine = Engine(name, self._parts(name, section, pool))
-        await engine.load()
-        await self._reconcile(engine, section)
-        self.engines[name] = engine
+        engine = self.engines[name] = Engine(name, self._parts(name, section, pool))
+        engine.take(past)
         if way is not None and not isinstance(pool, NoPool):
             self.link.services[name] = Linked(way, section.restore, engine, pool, static_answer(section))
         self.operators[name] = Operator(engine, section, self._external.replaced, self.link)
-        engine.start()
 
     def _weights(self, name: str) -> Mapping[str, int]:
         return self.engines[name].decide().weights
@@ -118,15 +132,21 @@ class Composer:
             log.error("%s: what has traffic now is not known: %s", way.route.service, error)
         return pool
 
-    async def _reconcile(self, engine: Engine, section: ServiceSection) -> None:
-        past = [entry.event for entry in await self.journal.load(engine.name)]
-        _refuse_other_kind(engine, section)
-        wanted = [Configured(u.id, u.dial or worker(u.id), u.version, u.spare_dial) for u in section.upstreams]
-        changes = reconcile(engine.state, past, wanted, routed=section.routed)
-        for note in changes.notes:
-            log.warning("%s: %s", engine.name, note)
-        if changes.events:
-            await engine.record_all(changes.events)
+    async def _reconcile(self, past: Mapping[str, Sequence[Entry]]) -> None:
+        """Journal what the configuration changes in the services, all of it in one write."""
+        events: list[Event] = []
+        for name, section in self.config.services.items():
+            engine = self.engines[name]
+            _refuse_other_kind(engine, section)
+            wanted = [Configured(u.id, u.dial or worker(u.id), u.version, u.spare_dial) for u in section.upstreams]
+            before = [entry.event for entry in past.get(name, ())]
+            changes = reconcile(engine.state, before, wanted, routed=section.routed)
+            for note in changes.notes:
+                log.warning("%s: %s", name, note)
+            events += changes.events
+        if events:
+            for entry in await self.journal.append_all(events):
+                self.engines[entry.event.service].take([entry])
 
     def _parts(self, name: str, section: ServiceSection, pool: Pool) -> Parts:
         probe = self._probe(name, section)
@@ -148,9 +168,7 @@ class Composer:
 
     def _foreign(self, service: str, dial: str) -> str | None:
         """Whose of another service an address is, in words."""
-        states = (engine.state for name, engine in self.engines.items() if name != service)
-        found = ((state.name, holder(state, dial)) for state in states)
-        return next((f"upstream {upstream} of service {name}" for name, upstream in found if upstream), None)
+        return elsewhere((one.state for name, one in self.engines.items() if name != service), dial)
 
     def _probe(self, name: str, section: ServiceSection) -> HttpProbe | CommandProbe:
         health = section.health

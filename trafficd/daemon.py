@@ -75,12 +75,11 @@ class Daemon:
             await self._journal.open()
             stack.push_async_callback(self._journal.close)
             stack.push_async_callback(self._admin.aclose)
-            if self._caddy is not None:
-                started = await self._caddy.start()
-                log.info(
-                    "our Caddy %s, admin API at %s", "started" if started else "runs already", self._caddy.admin_url
-                )
-                stack.push_async_callback(self._leave_caddy)
+            stack.push_async_callback(self._leave_caddy)
+            starting = asyncio.create_task(self._start_caddy())
+            stack.push_async_callback(_cancel, [starting])
+            await self._composer.prepare()  # meanwhile
+            await starting
             await self._composer.open()
             stack.push_async_callback(self._composer.close)
             linking = asyncio.create_task(self._link.run())
@@ -103,7 +102,8 @@ class Daemon:
         check_files(wanted, _token_faults(wanted))
         engines = self._composer.engines
         live = {name: engine.state.live.id for name, engine in engines.items() if engine.state.live is not None}
-        refused = refusals(self.config, wanted, live)
+        left = {name for name, engine in engines.items() if engine.state.left}
+        refused = refusals(self.config, wanted, live, left)
         if refused:
             raise ConflictError("; ".join(refused))
         log.info("%s is taken up", self.path)
@@ -146,6 +146,11 @@ class Daemon:
         self._lock.acquire()
 
     # -- Caddy -----------------------------------------------------------------------------------------
+
+    async def _start_caddy(self) -> None:
+        if self._caddy is not None:
+            how = "started" if await self._caddy.start() else "runs already"
+            log.info("our Caddy %s, admin API at %s", how, self._caddy.admin_url)
 
     async def _leave_caddy(self) -> None:
         if self._caddy is not None and self.stop_caddy:

@@ -134,7 +134,7 @@ class Link:
                 await self._out(one, refused[name])
                 continue
             self._tied.add(name)
-            one.engine.troubled("caddy", "")
+            one.engine.trouble.say("caddy", "")
             if isinstance(one.pool, AdminPool):
                 await one.pool.open()
                 one.engine.wake()
@@ -170,7 +170,7 @@ class Link:
 
     def _say(self, text: str) -> None:
         for linked in self.services.values():
-            linked.engine.troubled("caddy", text)
+            linked.engine.trouble.say("caddy", text)
 
     # -- drift -----------------------------------------------------------------------------------------
 
@@ -200,7 +200,7 @@ class Link:
         present = {name for name, one in self.services.items() if one.way.present(config)}
         left = {name for name, one in self.services.items() if one.engine.state.left}
         for name in (present - left) & self._tied:
-            self.services[name].engine.troubled("caddy", "")
+            self.services[name].engine.trouble.say("caddy", "")
         if fresh := present - left - self._tied:  # somebody else brought them there
             await self._try(fresh)
         for name in present & left:  # the daemon ended before it had left
@@ -229,7 +229,7 @@ class Link:
                 "counted, and a drain would have to guess. Take it out there, or give the instance another port"
                 for dial in shared[:1]
             )
-            linked.engine.troubled("counts", text)
+            linked.engine.trouble.say("counts", text)
 
     async def _sites_back(self) -> bool:
         """Put back the sites that are gone; whether all are there. The routes come first: a site that Caddy refuses
@@ -242,7 +242,7 @@ class Link:
             except ProxyError as error:
                 faults = dict.fromkeys(names, str(error))
         for name, one in self.services.items():
-            one.engine.troubled("sites", faults.get(name, ""))
+            one.engine.trouble.say("sites", faults.get(name, ""))
         return not faults
 
     async def _try(self, names: Set[str]) -> None:
@@ -265,7 +265,7 @@ class Link:
 
     async def _out(self, linked: Linked, text: str) -> None:
         """Say that the slots steer nothing, and let a live rollout wait."""
-        linked.engine.troubled("caddy", text)
+        linked.engine.trouble.say("caddy", text)
         live = linked.engine.state.live
         if live is None or live.paused:
             return
@@ -294,7 +294,7 @@ class Link:
         try:
             await self.leave(name)
         except CaddyRefusedError as error:
-            self.services[name].engine.troubled("caddy", str(error))
+            self.services[name].engine.trouble.say("caddy", str(error))
 
     async def join(self, name: str) -> None:
         """Steer the service again. Raises `ProxyError` when it cannot."""

@@ -6,7 +6,7 @@ may change; not where the daemon itself lives, and not what a live rollout stand
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from trafficd.config import Config, ServiceSection
 
@@ -14,9 +14,10 @@ _HOME = ("state_dir", "socket", "listen")
 _UNDER_A_ROLLOUT = ("upstreams", "swap", "hooks", "slots", "route", "control", "affinity")
 
 
-def refusals(old: Config, new: Config, live: Mapping[str, str]) -> list[str]:
-    """Why the change must not be taken up now, one line a reason; `live`: the live rollout of each service."""
-    return [*_home(old, new), *_live(old, new, live)]
+def refusals(old: Config, new: Config, live: Mapping[str, str], left: Collection[str] = ()) -> list[str]:
+    """Why the change must not be taken up now, one line a reason; `live`: the live rollout of each service, `left`:
+    the services that Caddy goes on with alone."""
+    return [*_home(old, new), *_live(old, new, live), *_adopted(old, new, left)]
 
 
 def _home(old: Config, new: Config) -> Iterator[str]:
@@ -36,6 +37,18 @@ def _live(old: Config, new: Config, live: Mapping[str, str]) -> Iterator[str]:
             yield (
                 f"rollout {rollout} is live and {', '.join(f'services.{name}{key}' for key in changed)} changed: wait "
                 f"for its end, or `trafficd abort {name}`"
+            )
+
+
+def _adopted(old: Config, new: Config, left: Collection[str]) -> Iterator[str]:
+    """A handler of somebody else's, once ours no more, would keep the last slots, and nobody would move them."""
+    for name, before in old.services.items():
+        after = new.services.get(name)
+        stays = after is not None and after.route == before.route
+        if before.routed and before.route == "adopt" and not stays and name not in left:
+            yield (
+                f"services.{name} was adopted and is {'gone' if after is None else 'adopted no more'}: say `trafficd "
+                f"leave {name}` first, so that Caddy goes on with plain upstreams, and then reload"
             )
 
 

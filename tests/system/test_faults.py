@@ -155,6 +155,48 @@ async def test_a_second_daemon_on_the_same_state_refuses_to_start(raise_stage: R
     assert all(one["ready"] for one in service(stage)["upstreams"]), "the first one goes on"
 
 
+async def test_a_daemon_that_finds_its_socket_taken_has_not_touched_caddy(raise_stage: Raise, tmp_path: Path) -> None:
+    """Where another daemon listens, it is that one's Caddy too."""
+    stage = await raise_stage()
+    before = await _config(stage)
+    theirs = stage.toml().replace(str(stage.directory / "state"), str(tmp_path / "state"))
+    theirs = theirs.replace("[services.web", "[services.other").replace("managed = true", "managed = false")
+    assert theirs.count(str(tmp_path / "state")) == 1
+    (tmp_path / "second.toml").write_text(theirs)
+    second = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "trafficd", "run", "--config", str(tmp_path / "second.toml")),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, said = await second.communicate()
+    assert second.returncode == 1
+    assert b"another daemon listens there" in said, said
+    assert await _config(stage) == before
+
+
+async def _config(stage: Stage) -> str:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return (await client.get(f"{stage.admin_url}/config/")).text
+
+
+async def test_a_caddy_of_our_own_that_hangs_does_not_keep_a_restarted_daemon_from_starting(
+    raise_stage: Raise,
+) -> None:
+    stage = await raise_stage(caddy='timeout = "500ms"')
+    pid = CaddyServer(stage.directory / "state" / "caddy", stage.admin_url).pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        kill(stage)
+        stage.start_daemon()
+        await stage.wait_socket()
+        assert "did not answer" in service(stage)["trouble"][0]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    async with asyncio.timeout(10):
+        while service(stage)["trouble"]:
+            await asyncio.sleep(0.1)
+
+
 async def test_restarting_the_daemon_changes_nothing_in_caddy(raise_stage: Raise) -> None:
     stage = await raise_stage()
 

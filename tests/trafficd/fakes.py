@@ -96,11 +96,13 @@ class FakeProbe:
 
 @dataclass
 class FakeDriver:
-    """Replaces nothing, at once. With `wait` set, a swap lasts until then; `fails` names versions."""
+    """Replaces nothing, at once. With `wait` set, a swap lasts until then; `fails` names versions, and `names` the
+    address where the new instance of an upstream runs."""
 
     swaps: list[Swap] = field(default_factory=list)
     wait: asyncio.Event | None = None
     fails: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     cancelled: int = 0
 
     async def __call__(self, swap: Swap) -> Outcome:
@@ -112,7 +114,7 @@ class FakeDriver:
             self.cancelled += 1
             raise
         reason = self.fails.get(swap.version)
-        return Outcome(ok=reason is None, reason=reason or "")
+        return Outcome(ok=reason is None, reason=reason or "", dial=self.names.get(swap.upstream))
 
 
 async def no_hook(kind: StepKind, name: str, environment: Mapping[str, str], since: float) -> Outcome:

@@ -26,6 +26,7 @@ from trafficd.api.app import build
 from trafficd.api.guard import Guard
 from trafficd.config import ServiceSection
 from trafficd.core import events as ev
+from trafficd.core.addresses import elsewhere
 from trafficd.core.place import worker
 from trafficd.engine import Engine, Parts
 from trafficd.operate import Operator
@@ -156,9 +157,10 @@ class Home:
             min_healthy_time=service.rollout.min_healthy_time,
             healthy_deadline=service.rollout.healthy_deadline,
             terms=service.terms,
+            foreign=lambda dial: elsewhere((one.state for key, one in self.engines.items() if key != name), dial),
         )
         engine = Engine(name, parts)
-        await engine.load()
+        engine.take(await self.journal.load(name))
         if not engine.state.upstreams:
             for one in service.upstreams:
                 place = one.dial or worker(one.id)

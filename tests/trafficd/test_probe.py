@@ -216,7 +216,7 @@ async def test_nothing_listens() -> None:
     ("data", "why"),
     [
         (b"", "the connection was closed without an answer"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "the connection was closed before a complete HTTP answer"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "not a complete HTTP answer: the response begins with"),
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "not a complete HTTP answer"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", "not a complete HTTP answer"),
         (b"HTTP/1.1 20 OK\r\n\r\n", "not a complete HTTP answer"),

@@ -401,20 +401,44 @@ async def test_beside_the_old_the_new_needs_an_address_of_its_own(begin: Begin) 
 @pytest.mark.parametrize("kind", [StepKind.DRAIN, StepKind.SWAP, StepKind.GATE])
 async def test_a_step_that_is_given_up_before_its_first_turn_ends_all_the_same(home: Home, kind: StepKind) -> None:
     """An abort may come in the very moment in which a step begins: its task then never has a turn."""
-    engine, perform = home.engine, home.engine._perform
+    works = home.engine.works
+    keep_up = works.keep_up
     given_up: list[StepKey] = []
 
     def perform_and_give_up() -> None:
-        perform()
-        fresh = {key for key, work in engine._steps.items() if key.kind is kind and not work.begun}
+        keep_up()
+        fresh = {key for key, work in works.steps.items() if key.kind is kind and not work.begun}
         if fresh and not given_up:
             given_up.extend(fresh)
-            engine._cancel(frozenset(fresh))
+            works.cancel(fresh)
 
-    engine._perform = perform_and_give_up  # type: ignore[method-assign]
+    works.keep_up = perform_and_give_up  # type: ignore[method-assign]
     ended = await home.ended(await home.deploy("v2"))
     assert given_up
     assert ended["state"] == ("reverted" if kind is StepKind.GATE else "failed")
     assert "given up" in ended["failure"]
     assert {one["version"] for one in (await home.get(WEB)).json["upstreams"]} == {"v1"}
     await home.until(lambda: set(home.pool.shares()) == {A, B, C})
+
+
+@pytest.mark.parametrize(
+    ("order", "named", "says"),
+    [
+        ("start_first", A, "where the old one serves"),
+        ("start_first", B, "an address of upstream b"),
+        ("stop_first", C, "an address of upstream c"),
+        ("stop_first", "10.1.0.1:80", "an address of upstream a of service api"),
+    ],
+)
+async def test_a_driver_that_names_an_address_in_use_fails_the_swap(
+    begin: Begin, order: str, named: str, says: str
+) -> None:
+    """Or two upstreams would be one, and the old instance would be stopped where the new one was said to run."""
+    other = section(upstreams=[{"id": "a", "dial": "10.1.0.1:80"}])
+    home = await begin(web=section(rollout={"order": order}), api=other)
+    home.driver.names["a"] = named
+    ended = await home.ended(await home.deploy("v2"))
+    assert ended["state"] != "succeeded"
+    assert says in ended["failure"], ended
+    # Nobody has lost traffic but the upstream whose turn it was.
+    assert {B, C} <= set(home.pool.shares())

@@ -118,8 +118,8 @@ async def test_a_stream_that_the_journal_fails_is_cut_and_not_ended(home: Home) 
         await answer.content.readline()
         await asyncio.sleep(0.05)
         home.journal.full = "disk full"
-        home.engine.revision += 1
-        await home.engine._notify()
+        home.engine.ledger.revision += 1
+        await home.engine.ledger.notify()
         with pytest.raises(aiohttp.ClientPayloadError):
             await answer.read()
     home.journal.full = ""

@@ -46,7 +46,7 @@ Text = Annotated[str, Field(max_length=500), AfterValidator(_plain)]
 class Request(BaseModel):
     """Strict: "5" is no number and 1 is not true, so that a slip of the pen is answered and not guessed at."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 class AddUpstream(Request):
@@ -117,7 +117,7 @@ class Nothing(Request):
 
 
 class Answer(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
 
 class UpstreamView(Answer):

@@ -67,7 +67,7 @@ async def _send(
     response: web.StreamResponse, engine: Engine, journal: SqliteJournal, rollout_id: str, after: int
 ) -> None:
     while True:
-        seen, live = engine.revision, _live(engine, rollout_id)
+        seen, live = engine.ledger.revision, _live(engine, rollout_id)
         for entry in await journal.rollout(rollout_id, after):
             after = entry.seq
             view = event_view(entry)
@@ -88,5 +88,5 @@ def _live(engine: Engine, rollout_id: str) -> bool:
 
 async def _changed(engine: Engine, seen: int) -> None:
     """Return once there is more than was `seen`: what came while we read the journal counts as well."""
-    async with engine.changed:
-        await engine.changed.wait_for(lambda: engine.revision != seen)
+    async with engine.ledger.changed:
+        await engine.ledger.changed.wait_for(lambda: engine.ledger.revision != seen)

@@ -6,6 +6,8 @@ other. An address is taken by who is there, by who will be, and by who is just b
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from trafficd.core.model import Service
 
 
@@ -22,3 +24,9 @@ def taken(service: Service, name: str) -> set[str]:
 def holder(service: Service, address: str, but: str | None = None) -> str | None:
     """The upstream, other than `but`, whose address this is."""
     return next((name for name in service.upstreams if name != but and address in taken(service, name)), None)
+
+
+def elsewhere(services: Iterable[Service], address: str) -> str | None:
+    """Whose an address is among other services, in words."""
+    found = ((service.name, holder(service, address)) for service in services)
+    return next((f"upstream {upstream} of service {name}" for name, upstream in found if upstream), None)

@@ -1,21 +1,24 @@
 """One HTTP probe. The whole answer must come within the time-out, and its status must fit.
 
-Each probe is one HTTP/1.1 exchange on a connection of its own, parsed by h11 over asyncio streams. Not httpx:
-a pooling client costs several times the processor time for a request that never shares a connection, and
-probing is most of what an idle daemon does.
+Each probe is one HTTP/1.1 exchange on a connection of its own: a bare protocol around the load generator's reader of
+responses. Not httpx, and no streams: a pooling client costs several times the processor time for a request that never
+shares a connection, and probing is most of what an idle daemon does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from dataclasses import dataclass, field
+from typing import cast
 
-import h11
+from loadtest.response import BadResponseError, ResponseReader
 
 _BODY_LIMIT = 65_536  # a health answer is small; an endless one must not hold the probe
-_HEAD_LIMIT = 65_536
-_READ = 16_384
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE = re.compile(r"[\t -~]*")
+_PATH = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class HttpProbe:
     def __init__(self, check: Check, *, verify: ssl.SSLContext | bool = True) -> None:
         self._check = check
         self._tls = _context(verify) if check.tls else None
+        given = {name.lower(): text for name, text in check.headers.items()}
+        self._host = given.pop("host", check.host)
+        self._headers = {"user-agent": "trafficd-probe", "connection": "close"} | given
 
     async def __call__(self, dial: str) -> str | None:
         check = self._check
@@ -53,7 +59,7 @@ class HttpProbe:
                 status = await self._ask(dial)
         except TimeoutError:
             return f"no answer from {place} within {check.timeout:g} s"
-        except (OSError, h11.ProtocolError, UnicodeError, ValueError) as error:
+        except (OSError, BadResponseError, UnicodeError, ValueError) as error:
             return f"{place}: {_explain(error)}"
         if status not in check.status:
             wanted = ", ".join(str(code) for code in sorted(check.status))
@@ -64,49 +70,82 @@ class HttpProbe:
         """Nothing is kept open between probes."""
 
     async def _ask(self, dial: str) -> int:
-        """The status of one exchange, read to its end. Raises OSError, h11.ProtocolError, ValueError."""
+        """The status of one exchange, read to its end. Raises OSError, BadResponseError, ValueError."""
         host, _, port = dial.rpartition(":")
         host = host.strip("[]")
         name = (self._check.server_name or host) if self._tls else None
-        reader, writer = await asyncio.open_connection(host, int(port), ssl=self._tls, server_hostname=name)
+        exchange = _Exchange(self._request(dial))
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(
+            lambda: exchange, host, int(port), ssl=self._tls, server_hostname=name
+        )
         try:
-            connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_LIMIT)
-            request = h11.Request(method="GET", target=self._check.path, headers=self._headers(dial))
-            head = connection.send(request)
-            assert head is not None, "a request has bytes"
-            writer.write(head + (connection.send(h11.EndOfMessage()) or b""))
-            return await _answer(connection, reader)
+            return await exchange.status
         finally:
             # Not close(): that would wait for TLS goodbyes and for what an endless body still sends.
-            writer.transport.abort()
+            transport.abort()
 
-    def _headers(self, dial: str) -> list[tuple[str, str]]:
-        own = {"host": self._check.host or dial, "user-agent": "trafficd-probe", "connection": "close"}
-        return list((own | {name.lower(): text for name, text in self._check.headers.items()}).items())
+    def _request(self, dial: str) -> bytes:
+        """Raises ValueError for what cannot be sent."""
+        headers = {"host": self._host or dial, **self._headers}
+        for name, text in headers.items():
+            if not _NAME.fullmatch(name) or not _VALUE.fullmatch(text):
+                raise ValueError(f"the probe cannot be sent as configured: header {name!r}: {text!r}")
+            if name in ("content-length", "transfer-encoding"):
+                raise ValueError(f"the probe cannot be sent as configured: it has no body, and so no {name}")
+        if not _PATH.fullmatch(self._check.path):
+            raise ValueError(f"the probe cannot be sent as configured: path {self._check.path!r}")
+        lines = [f"GET {self._check.path} HTTP/1.1", *(f"{name}: {text}" for name, text in headers.items())]
+        return "\r\n".join((*lines, "", "")).encode()
 
 
-async def _answer(connection: h11.Connection, reader: asyncio.StreamReader) -> int:
-    status = size = received = 0
-    while True:
-        event = connection.next_event()
-        match event:
-            case h11.NEED_DATA:
-                data = await reader.read(_READ)
-                received += len(data)
-                if not data and not status:
-                    how = "before a complete HTTP answer" if received else "without an answer"
-                    raise ValueError(f"the connection was closed {how}")
-                connection.receive_data(data)
-            case h11.Response():
-                status = event.status_code
-            case h11.Data():
-                size += len(event.data)
-                if size > _BODY_LIMIT:
-                    return status
-            case h11.InformationalResponse() if event.status_code == 101:
-                return 101
-            case h11.EndOfMessage():
-                return status
+class _Exchange(asyncio.Protocol):
+    """Sends one request as soon as it is connected; `status` is that of the answer, once it is complete."""
+
+    def __init__(self, request: bytes) -> None:
+        self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._request = request
+        self._reader = ResponseReader()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).write(self._request)  # uvloop's transports are not of that class
+
+    def data_received(self, data: bytes) -> None:
+        reader = self._reader
+        try:
+            complete = not self.status.done() and reader.feed(data)
+        except BadResponseError as error:
+            return self._fail(error)
+        if (complete or reader.size > _BODY_LIMIT) and not self.status.done():
+            self.status.set_result(reader.head.status)
+        return None
+
+    def eof_received(self) -> None:
+        self._end(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(exc)
+
+    def _end(self, exc: Exception | None) -> None:
+        reader = self._reader
+        if exc is not None:
+            return self._fail(exc)
+        if self.status.done():
+            return None
+        try:
+            if reader.finish():
+                self.status.set_result(reader.head.status)
+                return None
+        except BadResponseError as error:
+            return self._fail(error)
+        if reader.headed:
+            return self._fail(BadResponseError("the connection was closed in the midst of the body"))
+        how = "before a complete HTTP answer" if reader.begun else "without an answer"
+        return self._fail(ValueError(f"the connection was closed {how}"))
+
+    def _fail(self, error: Exception) -> None:
+        if not self.status.done():
+            self.status.set_exception(error)
 
 
 def _context(verify: ssl.SSLContext | bool) -> ssl.SSLContext:
@@ -131,9 +170,7 @@ def _explain(error: Exception) -> str:
             return "the connection was reset without a complete answer"
         case OSError():
             return f"cannot connect: {error.strerror or error}"
-        case h11.LocalProtocolError():
-            return f"the probe cannot be sent as configured: {error}"
-        case h11.ProtocolError():
+        case BadResponseError():
             return f"not a complete HTTP answer: {error}"
         case _:
             return str(error) or type(error).__name__

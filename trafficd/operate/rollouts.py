@@ -169,7 +169,7 @@ class RolloutRequests(Requests):
         rollout = self._live(rollout_id)
         if rollout.phase is Phase.PENDING and await self._given_up(rollout_id, actor):
             return None
-        warning = self.engine.unjournalled()
+        warning = self.engine.ledger.unwritten()
         if rollout.abort is None or rollout.abort.revert != revert:
             event = ev.AbortRequested(self.state.name, rollout_id, revert, actor)
             warning = await self.engine.record_first_in_line(event)

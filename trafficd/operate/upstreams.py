@@ -139,7 +139,7 @@ class UpstreamRequests(Requests):
             known = current.gating
             if known is not None and (known.dial, known.version, known.swapped) == (target, runs, whole):
                 return False
-            self.engine.gate_failures.pop(name, None)
+            self.engine.works.gate_failures.pop(name, None)
             return True
 
         await self.engine.record(ev.ReadyRequested(self.state.name, name, target, runs, whole, actor), check)
@@ -153,14 +153,14 @@ class UpstreamRequests(Requests):
             gating = None if upstream is None else upstream.gating
             return gating is None or (gating.dial, gating.version) != (target, version)
 
-        async with self.engine.changed:
-            await self.engine.changed.wait_for(over)
+        async with self.engine.ledger.changed:
+            await self.engine.ledger.changed.wait_for(over)
         upstream = self._upstream(name)
         if not upstream.drained and (upstream.serving, upstream.version) == (target, version):
             self.engine.monitor.assume_up(name, target)
             await self.engine.routed_or_raise()
             return upstream
-        failure = self.engine.gate_failures.get(name)
+        failure = self.engine.works.gate_failures.get(name)
         if failure is None or upstream.gating is not None:
             raise ConflictError(
                 f"something else was asked of {name} before it had passed its gate; look at `trafficd status`"
@@ -202,8 +202,8 @@ class UpstreamRequests(Requests):
             raise ConflictError(f"the rollout goes on with {name} at another address already")
         if not wait:
             return self._upstream(name)
-        async with self.engine.changed:
-            await self.engine.changed.wait_for(lambda: self._left_task(name, task, rollout))
+        async with self.engine.ledger.changed:
+            await self.engine.ledger.changed.wait_for(lambda: self._left_task(name, task, rollout))
         ended = self._task(self.state, name)
         if ended is None or StepKind.ADMIT not in ended.steps[: ended.cursor]:
             failure = self.state.rollout.failure if self.state.rollout else None

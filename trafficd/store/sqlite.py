@@ -196,6 +196,13 @@ class SqliteJournal:
         """All events of one service, oldest first."""
         return await self._select("service = ? AND seq > ?", (service, 0))
 
+    async def load_all(self) -> dict[str, list[Entry]]:
+        """All events of every service, oldest first."""
+        found: dict[str, list[Entry]] = {}
+        for entry in await self._select("? = ''", ("",)):
+            found.setdefault(entry.event.service, []).append(entry)
+        return found
+
     async def rollout(self, rollout: str, after: int = 0) -> list[Entry]:
         """The events of one rollout after sequence number `after`."""
         return await self._select("rollout = ? AND seq > ?", (rollout, after))

@@ -3,68 +3,60 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
 from urllib.parse import quote
 
 import click
 
 from proxy.sites import COST
 from trafficd import show
-from trafficd.client import Client, Json
+from trafficd.client import Json
+from trafficd.commands.common import Options, connected
+
+_EACH = f"Each takes {COST}. Where nothing changes, nothing is written."
 
 
-class Options(Protocol):
-    """Where the daemon is, and how to answer: `trafficd.cli.Options`."""
-
-    def client(self) -> Client: ...
-
-    def say(self, answer: Json, text: Callable[[Json], str]) -> None: ...
+@click.group(help="Public names that Caddy answers for, and their certificates.")
+def site() -> None:
+    pass
 
 
-def register(main: click.Group, connected: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Put the commands into `main`; `connected` gives a command its `Options`."""
-    site = click.Group("site", help="Public names that Caddy answers for, and their certificates.")
-    site.command("list")(connected(list_sites))
-    add = connected(add_site)
-    for option in (
-        click.option("--key", help="Absolute path of its private key, PEM, without a password."),
-        click.option("--certificate", help="Absolute path of a PEM file: the certificate, then its chain."),
-        click.option("--service", required=True, help="The service that is to answer."),
-        click.argument("name"),
-    ):
-        add = option(add)
-    site.command("add")(add)
-    site.command("remove")(click.argument("name")(connected(remove_site)))
-    main.add_command(site)
-
-
+@site.command("list")
+@connected
 def list_sites(options: Options) -> None:
     """Every public name: what answers, by which certificate, and whose it is."""
     options.say(options.client().call("GET", "/v1/sites"), _listing)
 
 
+@site.command(
+    "add",
+    help=f"""Let a service answer for NAME as well.
+
+With --certificate and --key those are served; Caddy reads the files itself, so give paths that it sees, and add the
+site again when they were renewed. Without them Caddy gets a certificate itself, where the service's server has TLS.
+
+{_EACH}""",
+)
+@click.argument("name")
+@click.option("--service", required=True, help="The service that is to answer.")
+@click.option("--certificate", help="Absolute path of a PEM file: the certificate, then its chain.")
+@click.option("--key", help="Absolute path of its private key, PEM, without a password.")
+@connected
 def add_site(options: Options, name: str, service: str, certificate: str | None, key: str | None) -> None:
     body: Json = {"name": name, "service": service, "certificate": certificate, "key": key}
     options.say(options.client().call("POST", "/v1/sites", {k: v for k, v in body.items() if v is not None}), _added)
 
 
+@site.command(
+    "remove",
+    help=f"""Take out a NAME that was added here, with its certificate.
+
+{_EACH}""",
+)
+@click.argument("name")
+@connected
 def remove_site(options: Options, name: str) -> None:
     options.say(options.client().call("DELETE", f"/v1/sites/{quote(name, safe='')}"), _removed)
-
-
-add_site.__doc__ = f"""Let a service answer for NAME as well.
-
-With --certificate and --key those are served; Caddy reads the files itself, so give paths that it sees, and add the
-site again when they were renewed. Without them Caddy gets a certificate itself, where the service's server has TLS.
-
-Each takes {COST}. Where nothing changes, nothing is written.
-"""
-remove_site.__doc__ = f"""Take out a NAME that was added here, with its certificate.
-
-Each takes {COST}. Where nothing changes, nothing is written.
-"""
 
 
 # -- as text -----------------------------------------------------------------------------------------------

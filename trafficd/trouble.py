@@ -1,0 +1,31 @@
+"""What keeps a service's engine from acting, in words: shown in the status, and logged when it begins."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+log = logging.getLogger("trafficd.engine")
+
+
+@dataclass
+class Trouble:
+    """Empty texts where nothing is in the way."""
+
+    service: str
+    proxy: str = ""  # the routing cannot be written
+    caddy: str = ""  # Caddy cannot be reached, or the service is not in its configuration
+    sites: str = ""  # a site of the service cannot be put back
+    counts: str = ""  # what is open cannot be counted
+    journal: str = ""
+    bug: str = ""
+
+    def lines(self) -> list[str]:
+        return [line for line in (self.proxy, self.caddy, self.sites, self.counts, self.journal, self.bug) if line]
+
+    def say(self, kind: str, text: str) -> None:
+        """Take note of a trouble of this kind; empty when there is none any more."""
+        if getattr(self, kind) != text:
+            setattr(self, kind, text)
+            if text:
+                log.error("%s: %s", self.service, text)
