@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from asyncio.subprocess import PIPE
 from collections import Counter
+from typing import Any
 
+import orjson
 import pytest
 import uvloop
 
@@ -60,3 +64,39 @@ def test_counts_are_those_of_a_faulty_server_over_100_000_requests() -> None:
 async def test_connection_that_was_closed_while_idle_harms_no_request() -> None:
     _, report = await send(500, 25, Mood.HASTY, qps=50.0)
     assert report.idle_closed > 0
+
+
+async def test_what_is_sent_again_is_what_a_kept_connection_dropped_and_is_told() -> None:
+    outcomes: list[Outcome] = []
+    async with faulty(Mood.HASTY, SEED) as server:
+        requests = tuple(RequestSpec(server.url(), headers=((NUMBER, str(number)),)) for number in range(1_000))
+        report = await run(Plan(requests, 50, 1_000, retry_stale=True), on_outcome=outcomes.append)
+    record = server.record
+    assert (record.broken, record.strays) == ([], 0)
+    assert set(Counter(record.again).values()) == {1}
+    got = {outcome.hit: outcome.error or outcome.status for outcome in outcomes}
+    assert len(got) == len(outcomes) == report.sent == 1_000
+    assert {hit: (deed, got[hit]) for hit, deed in record.deeds.items() if got[hit] != SCRIPTS[deed].means} == {}
+    # What was sent again and met a close on accept did not arrive a second time.
+    unseen = [hit for hit in got if hit not in record.deeds]
+    assert report.resent == len(record.again) + record.slammed - len(unseen)
+    assert set(record.again) <= {outcome.hit for outcome in outcomes if outcome.resent}
+    assert report.resent == sum(outcome.resent for outcome in outcomes)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_the_command_counts_as_a_faulty_server_does(processes: str) -> None:
+    async def load() -> tuple[Record, Any]:
+        async with faulty(Mood.VICIOUS, SEED) as server:
+            flags = ["-n", "2000", "-c", "100", "-t", f"{TIMEOUT}s", "-cpus", processes, "--sequence-header", NUMBER]
+            argv = [sys.executable, "-m", "loadtest", *flags, "--json", server.url()]
+            process = await asyncio.create_subprocess_exec(*argv, stdout=PIPE, stderr=PIPE)
+            out, _ = await process.communicate()
+        return server.record, orjson.loads(out)
+
+    record, told = asyncio.run(load())
+    assert (record.broken, record.again, record.strays) == ([], [], 0)
+    assert len(record.deeds) + record.slammed == 2_000
+    assert set(record.deeds) <= set(range(2_000))
+    assert told["requests"] == {"planned": 2_000, "sent": 2_000, "answered": sum(told["status"].values()), "skipped": 0}
+    assert told["status"] | told["errors"] == {str(outcome): count for outcome, count in record.expected().items()}

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
+import socket
 import ssl
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import pytest
 import trustme
 
@@ -311,3 +316,62 @@ async def test_socket_that_is_missing(tmp_path: Path) -> None:
     report, outcomes = await send(Plan((spec,), total=6, connections=2, timeout=5, unix=str(tmp_path / "none")))
     assert (report.status, report.errors) == ({}, {ErrorKind.REFUSED: 6})
     assert {outcome.written_ns for outcome in outcomes} == {None}
+
+
+# What the kernel has no more of
+
+
+def test_want_of_descriptors_is_our_own_fault() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=500) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        command = [
+            sys.executable,
+            "-m",
+            "loadtest",
+            "-n",
+            "150",
+            "-c",
+            "150",
+            "-t",
+            "0.5s",
+            "-cpus",
+            "1",
+            "--json",
+            url,
+        ]
+        limited = ["sh", "-c", 'ulimit -n 100 && exec "$@"', "sh", *command]
+        done = subprocess.run(limited, capture_output=True, check=False, timeout=30)
+    told = orjson.loads(done.stdout)
+    assert set(told["errors"]) == {"local", "timeout"}
+    assert told["errors"]["local"] >= 50
+    assert sum(told["errors"].values()) == told["requests"]["sent"] == 150
+    assert done.returncode == 1
+
+
+async def test_connecting_that_takes_too_long() -> None:
+    """A listener that accepts nothing has room for a few; the others never get as far as a connection."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        spec = RequestSpec(f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        report, outcomes = await send(Plan((spec,), total=8, connections=8, timeout=0.3))
+    assert set(report.errors) == {ErrorKind.TIMEOUT, ErrorKind.CONNECT_TIMEOUT}
+    assert report.lost == 8
+    for outcome in outcomes:
+        assert (outcome.written_ns is None) == (outcome.error is ErrorKind.CONNECT_TIMEOUT)
+
+
+async def test_answer_before_the_whole_request_was_taken() -> None:
+    def refuse(listener: socket.socket) -> None:
+        for _ in range(6):
+            end, _ = listener.accept()
+            with end:
+                end.recv(1_000)
+                end.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                with contextlib.suppress(ConnectionResetError):
+                    while end.recv(1 << 20):  # what follows is thrown away, or its loss would overtake the answer
+                        pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        spec = RequestSpec(f"http://127.0.0.1:{listener.getsockname()[1]}/", "POST", body=b"x" * 4_000_000)
+        plan = Plan((spec,), total=6, connections=2, timeout=5)
+        (report, _), _ = await asyncio.gather(send(plan), asyncio.to_thread(refuse, listener))
+    assert (report.status, report.errors) == ({413: 6}, {})
