@@ -6,7 +6,7 @@ and body (RFC 9110, 15.4, and the Fetch standard, 4.4). Credentials do not go to
 
 from __future__ import annotations
 
-from urllib.parse import urldefrag, urljoin
+from urllib.parse import urldefrag, urljoin, urlsplit
 
 from loadtest.model import Origin, PlanError, RequestSpec
 from loadtest.wire import Message
@@ -40,6 +40,9 @@ def follow(message: Message, status: int, location: str) -> Message:
 def _join(base: str, location: str) -> str:
     text = location.encode("latin-1", "replace").decode("utf-8", "replace")  # header bytes, which mostly are UTF-8
     try:
+        parts = urlsplit(text.strip())
+        if parts.scheme and not parts.netloc:  # urljoin would lend it the host that we come from
+            raise PlanError(f"URL {text!r} has no host")
         return urldefrag(urljoin(base, text.strip())).url
     except ValueError as error:
         raise PlanError(f"URL {text!r} is malformed: {error}") from None

@@ -54,11 +54,18 @@ async def test_losses_are_told_as_they_come_and_counted_once() -> None:
 
 
 async def test_stopped_it_ends_in_good_order() -> None:
-    stop = asyncio.Event()
-    asyncio.get_running_loop().call_later(0.5, stop.set)
-    async with serving(servers.answer) as server:
+    stop, answers = asyncio.Event(), 0
+
+    async def stop_at_twenty(peer: Peer, request: Received) -> None:
+        nonlocal answers
+        answers += 1
+        if answers == 20:
+            stop.set()
+        await servers.answer(peer, request)
+
+    async with serving(stop_at_twenty) as server:
         report = await run_apart(plan_for(server.url(), total=None, duration=60.0, rate=50.0), stop=stop, processes=2)
-    assert 0 < report.sent < 200
+    assert 20 <= report.sent == answers < 3000
     assert report.lost == 0
     assert report.skipped == report.planned - report.sent
 

@@ -447,8 +447,14 @@ async def test_silence_while_the_connection_is_opened_is_a_connect_time_out() ->
 
 
 async def test_streams_are_spread_evenly() -> None:
+    asked, all_asked = 0, asyncio.Event()
+
     async def slow(peer: Peer, request: Received) -> None:
-        await asyncio.sleep(0.03)
+        nonlocal asked
+        asked += 1
+        if asked == 10:  # every lane has its seat by now
+            all_asked.set()
+        await all_asked.wait()
         peer.answer(request.stream)
 
     async with serving(slow) as server:

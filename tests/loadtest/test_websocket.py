@@ -202,7 +202,8 @@ async def test_many_are_held_and_each_ending_is_told_apart() -> None:
     assert (report.closed, report.cut) == (endings["closed"], endings["reset"]) == (count // 5, count // 5)
     assert cuts == report.cuts
     assert len({ending.connection for ending in (*report.cuts, *report.closes)}) == 2 * count // 5
-    assert report.sent == report.echoed > count
+    assert report.echoed > count
+    assert 0 <= report.sent - report.echoed <= 2 * count // 5, "only what has ended may owe an echo"
 
 
 async def test_nothing_listens() -> None:
