@@ -43,6 +43,7 @@ def read(pieces: list[bytes], *, head: bool = False, reader: ResponseReader | No
         assert not reader.surplus
         return Seen("cut", reader.head.status, reader.size)
     assert reader.finish()
+    assert reader.keep == (reader.head.keep and not reader.surplus)
     return Seen("complete", reader.head.status, reader.size, reader.keep, reader.head.attribute, reader.surplus)
 
 
@@ -138,6 +139,8 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
         (CHUNKED + b"0\r\n" + b"a" * 300_000, Seen("bad")),
         (CHUNKED + b"1;" + b"x" * 16_380 + b"\r\n.\r\n0\r\n\r\n", Seen("complete", 200, 1, True)),
         (CHUNKED + b"1;" + b"x" * 16_381 + b"\r\n.\r\n0\r\n\r\n", Seen("bad")),
+        (CHUNKED + b"1;" + b"x" * 16_382, Seen("cut", 200)),
+        (CHUNKED + b"1;" + b"x" * 16_383, Seen("bad")),
         (CHUNKED + b"1_0\r\n", Seen("bad")),
         (CHUNKED + b"0x1\r\n", Seen("bad")),
         (CHUNKED + b"five\r\nhello", Seen("bad")),
@@ -224,7 +227,15 @@ def test_what_comes_before_a_request_is_no_answer_to_it() -> None:
     assert not reader.feed(text)
     assert not reader.finish()
     assert (reader.surplus, reader.headed, reader.begun) == (text, False, False)
-    assert read([text], reader=reader) == Seen("complete", 200, 1, False, None, text), "the connection is not kept"
+    for _ in range(2):  # its head seen before or not
+        assert read([text], reader=reader) == Seen("complete", 200, 1, False, None, text), "the connection is not kept"
+
+
+@pytest.mark.parametrize("begin", [b"HTTP/1.1 4", OK + b"X: a", CHUNKED + b"5;", CHUNKED + b"0\r\nX"])
+def test_nothing_of_a_response_that_was_cut_is_left_for_the_next(begin: bytes) -> None:
+    reader = ResponseReader()
+    assert read([begin], reader=reader).end == "cut"
+    assert read([OK + b"Content-Length: 1\r\n\r", b"\n."], reader=reader) == Seen("complete", 200, 1, True)
 
 
 def test_a_large_body_is_counted_and_not_kept() -> None:
