@@ -108,6 +108,7 @@ class _Exchange(asyncio.Protocol):
         self._reader = ResponseReader()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._reader.expect()
         cast(asyncio.Transport, transport).write(self._request)  # uvloop's transports are not of that class
 
     def data_received(self, data: bytes) -> None:
