@@ -224,7 +224,10 @@ async def serving(
         assert task is not None
         sessions.add(task)
         task.add_done_callback(sessions.discard)
-        await server.serve(reader, writer)
+        try:
+            await server.serve(reader, writer)
+        finally:
+            writer.transport.abort()  # whatever came in between: none is left to the collector of garbage
 
     listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls, backlog=512)
     server.port = listener.sockets[0].getsockname()[1]
@@ -237,6 +240,7 @@ async def serving(
         while server.tasks or sessions:
             await asyncio.sleep(0)
         await listener.wait_closed()
+        await asyncio.sleep(0.01)  # the transports that were aborted are closed now
 
 
 async def answer(peer: Peer, request: Received) -> None:

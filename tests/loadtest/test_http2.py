@@ -431,14 +431,17 @@ async def test_late_data_of_a_cancelled_stream_leaves_the_connection_open() -> N
 
 async def test_silence_while_the_connection_is_opened_is_a_connect_time_out() -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
+        try:
+            await reader.read()
+        finally:
+            writer.transport.abort()
 
     listener = await asyncio.start_server(silent, "127.0.0.1", 0)
     async with listener:
         port = listener.sockets[0].getsockname()[1]
         spec = RequestSpec(f"http://127.0.0.1:{port}/")
         report, outcomes = await send(Plan((spec,), total=4, connections=2, timeout=0.1, http2=True))
+    await asyncio.sleep(0.05)  # the server's side has ended too
     assert report.errors == {ErrorKind.CONNECT_TIMEOUT: 4}
     assert {outcome.written_ns for outcome in outcomes} == {None}
 
