@@ -77,6 +77,7 @@ async def test_nothing_is_lost_by_a_good_rollout_nor_by_drain_and_ready(raise_st
     assert all(one["ready"] for one in service(stage)["upstreams"])
 
 
+@pytest.mark.slow
 async def test_what_is_no_good_is_told_and_taken_back_where_so_configured(raise_stage: Raise) -> None:
     stage = await raise_stage(instances=2, settings=FAST + VERIFY, swap_options=BAD)
     result, found = await verify(stage, "bad1", "--on-fail", "revert")
