@@ -156,6 +156,8 @@ class Plan:
             raise PlanError("HTTP/2 without TLS does not go through a proxy")
         if self.duration is None and self.total is None:
             raise PlanError("give a number of requests or a duration")
+        if self.poisson and (self.rate is None or self.stages):
+            raise PlanError("Poisson gaps are for a constant rate: give one, and no stages")
         if self.open_loop and self.qps is not None:
             raise PlanError("a total rate (open loop) and a rate for each worker exclude each other")
         amounts: dict[str, float | None] = {

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import random
 import re
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from loadtest.model import Origin, Plan, PlanError, Proxy
+from loadtest.template import QUOTED_PLACE, Template
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -22,10 +22,6 @@ _NO_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, 5.5
 _LENGTHY = frozenset({"POST", "PUT", "PATCH"})  # say so when there is no body (RFC 9110, 8.6)
 _BULKY = 64 * 1024  # more than a socket surely takes at once
 _MOST_TURNS = 1_000_000
-
-_PLACE = re.compile(rb"\{\{(.*?)\}\}", re.DOTALL)
-_QUOTED_PLACE = re.compile(rb"%7B%7B(.*?)%7D%7D")  # the same within a request target
-_RANDOM = re.compile(rb"random:(-?[0-9]+):(-?[0-9]+)")
 
 
 class Message(NamedTuple):
@@ -141,37 +137,6 @@ def ascii_authority(authority: str) -> bytes:
         raise PlanError(f"{authority!r} is no usable host name: {error}") from None
 
 
-class Template:
-    """Bytes with places to fill in: {{seq}}, {{uuid}}, {{random:LOW:HIGH}}."""
-
-    def __init__(self, text: bytes, chance: random.Random, place: re.Pattern[bytes] = _PLACE) -> None:
-        """Raises PlanError for a place that nothing is known to fill."""
-        pieces = place.split(text)  # text and the insides of the braces, in turn
-        self.fixed = len(pieces) == 1
-        self._pieces = [
-            _filler(piece, chance) if number % 2 else piece
-            for number, piece in enumerate(pieces)
-            if number % 2 or piece
-        ]
-
-    def fill(self, seq: int) -> bytes:
-        return b"".join(piece if isinstance(piece, bytes) else piece(seq) for piece in self._pieces)
-
-
-def _filler(inside: bytes, chance: random.Random) -> Callable[[int], bytes]:
-    name = inside.strip()
-    if name == b"seq":
-        return lambda seq: b"%d" % seq
-    if name == b"uuid":
-        return lambda seq: str(uuid.uuid4()).encode()
-    bounds = _RANDOM.fullmatch(name)
-    if bounds is None or int(bounds[1]) > int(bounds[2]):
-        known = "{{seq}}, {{uuid}} and {{random:LOW:HIGH}}"
-        raise PlanError(f"template: {{{{{inside.decode(errors='replace')}}}}} is none of {known}")
-    low, high = int(bounds[1]), int(bounds[2])
-    return lambda seq: b"%d" % chance.randint(low, high)
-
-
 class Recipes:
     """The requests of a plan in turn: hit k is always of the same one."""
 
@@ -216,7 +181,7 @@ def _recipe(plan: Plan, number: int, encoder: Encoder, chance: random.Random) ->
 
 
 def _templated(message: Message, number: int, encoder: Encoder, chance: random.Random) -> Callable[[int], Wire]:
-    target = Template(message.target.encode(), chance, _QUOTED_PLACE)
+    target = Template(message.target.encode(), chance, QUOTED_PLACE)
     headers = [(name, Template(value, chance)) for name, value in message.headers]
     body = Template(message.body, chance)
 

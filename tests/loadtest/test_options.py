@@ -174,6 +174,7 @@ def test_websockets() -> None:
         ("-q 1 --rate 1 URL", "-q is a rate for each worker"),
         ("--rate 0 URL", "'--rate'"),
         ("--poisson URL", "--rate"),
+        ("--stages 1s:5 --poisson URL", "constant rate"),
         ("--stages 5 URL", "'--stages'"),
         ("--requests-file /no/such URL", "'--requests-file'"),
         ("--requests-file /dev/null URL", "no request"),
