@@ -57,7 +57,7 @@ async def test_open_loop_keeps_its_rate_and_measures_from_the_schedule() -> None
     first = min(outcome.scheduled_ns for outcome in outcomes)
     assert sorted(o.scheduled_ns - first for o in outcomes) == [k * 10_000_000 for k in range(50)]
     assert report.service is not None
-    assert report.service.min >= 29
+    assert report.service.min >= 28, "30 ms, by timers of whole milliseconds that may be early"
 
 
 async def test_open_loop_with_too_few_connections_is_invalid_and_skips() -> None:
