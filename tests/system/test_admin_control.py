@@ -15,6 +15,7 @@ from tests.system.test_deploy import deploy, service, versions
 PATIENT = QUICK.replace('drain_timeout = "3s"', 'drain_timeout = "15s"')
 
 
+@pytest.mark.slow
 async def test_a_rolling_deploy_by_the_admin_api_alone(raise_stage: Raise) -> None:
     stage = await raise_stage(instances=2, service='control = "admin"', settings=PATIENT)
     async with load(stage.url, gets=4, posts=4, slow=0, qps=10) as result:

@@ -49,6 +49,7 @@ def running(marker: str) -> list[str]:
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGHUP))]
 )
+@pytest.mark.slow
 def test_interrupted_even_twice_it_ends_everything_that_it_started(number: signal.Signals) -> None:
     with tempfile.TemporaryDirectory(prefix="demo-") as place:
         Path(place).chmod(0o755)

@@ -52,6 +52,7 @@ async def recorded(raise_stage: Raise) -> Stage:
     )
 
 
+@pytest.mark.slow
 async def test_hooks_and_prepare_run_in_their_order(raise_stage: Raise) -> None:
     stage = await recorded(raise_stage)
     assert (await deploy(stage, "v2"))["state"] == "succeeded"

@@ -107,6 +107,7 @@ async def test_killed_while_it_reverts_it_goes_on_reverting(raise_stage: Raise) 
 
 
 @pytest.mark.parametrize("seconds", [2.0, pytest.param(15.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
 async def test_stopped_for_a_while_it_loses_nothing(raise_stage: Raise, seconds: float) -> None:
     stage = await raise_stage()
     assert stage.daemon is not None
@@ -214,6 +215,7 @@ async def test_restarting_the_daemon_changes_nothing_in_caddy(raise_stage: Raise
     assert not unexpected(stage, result)
 
 
+@pytest.mark.slow
 async def test_our_caddy_is_started_again_when_it_is_gone(raise_stage: Raise) -> None:
     stage = await raise_stage()
     caddy = CaddyServer(stage.directory / "state" / "caddy", stage.admin_url)

@@ -52,6 +52,7 @@ async def test_maintenance_answers_for_a_while_and_a_deploy_goes_on_behind_it(ra
     assert all(one["ready"] and one["weight"] for one in service(stage)["upstreams"])
 
 
+@pytest.mark.slow
 async def test_where_caddy_speaks_tls_to_the_upstreams_it_is_refused(raise_stage: Raise) -> None:
     tls = QUICK + "[services.web.transport]\ntls = true\ntls_insecure = true\n"
     stage = await raise_stage(instances=0, settings=tls)

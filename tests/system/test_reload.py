@@ -105,6 +105,7 @@ async def test_what_a_live_rollout_stands_on_cannot_be_changed_under_it(raise_st
     assert (await ended(stage, rollout))["state"] == "succeeded"
 
 
+@pytest.mark.slow
 async def test_a_renamed_service_leaves_no_route_of_its_old_name(raise_stage: Raise) -> None:
     stage = await raise_stage()
     stage.config.write_text(stage.toml().replace("services.web", "services.shop"))

@@ -155,6 +155,7 @@ async def test_workers_are_replaced_one_by_one_and_nobody_asks_for_caddy(start: 
     assert not (stage.directory / "state" / "slots").exists()
 
 
+@pytest.mark.slow
 async def test_a_version_whose_probe_never_becomes_good_is_taken_back(start: Start) -> None:
     stage = await start()
     rollout = await stage.ended(await stage.deploy("bad1", healthy_deadline="3s"))
@@ -178,6 +179,7 @@ async def test_a_version_whose_probe_never_becomes_good_is_taken_back(start: Sta
         pytest.param("after_swap b v2", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 async def test_killed_in_mid_rollout_the_next_daemon_ends_it(start: Start, seen: str) -> None:
     stage = await start()
     (stage.app_directory / "slow").write_text("0.6")
@@ -195,6 +197,7 @@ async def test_killed_in_mid_rollout_the_next_daemon_ends_it(start: Start, seen:
     assert "addy" not in stage.daemon_log(), "nor does the next daemon ask for Caddy"
 
 
+@pytest.mark.slow
 async def test_two_at_a_time_abort_and_back(start: Start) -> None:
     stage = await start()
     (stage.app_directory / "slow").write_text("2")
