@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from loadtest.model import Plan, Stage
 from loadtest.poisson import Poisson
-from loadtest.slot import SECOND, Slot
+from loadtest.slot import LATE, SECOND, Slot
 
 _TINY = 1e-9  # of a request: what floats may lose
 
@@ -71,7 +71,7 @@ class ConstantRate:
         if self.total is not None and hits >= self.total:
             return None
         at = self._due(hits)
-        if self.duration is not None and max(at, elapsed) >= self.duration:
+        if self.duration is not None and max(at, elapsed - LATE) >= self.duration:
             return None
         return Slot(at, max(0, at - elapsed))
 
@@ -120,7 +120,7 @@ class Ramps:
         piece = next((one for one in self._pieces if hits < one.before + one.area - _TINY), self._pieces[-1])
         at = math.floor(SECOND * piece.due(hits))
         end = self._pieces[-1]
-        if elapsed >= round(SECOND * (end.at + end.duration)):
+        if elapsed - LATE >= round(SECOND * (end.at + end.duration)):
             return None
         return Slot(at, max(0, at - elapsed))
 

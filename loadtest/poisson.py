@@ -6,7 +6,7 @@ import math
 import random
 from functools import cached_property
 
-from loadtest.slot import SECOND, Slot
+from loadtest.slot import LATE, SECOND, Slot
 
 
 class Poisson:
@@ -34,7 +34,7 @@ class Poisson:
         if self._total is not None and hits >= self._total:
             return None
         at = self._due(hits)
-        if self._duration is not None and max(at, elapsed) >= self._duration:
+        if self._duration is not None and max(at, elapsed - LATE) >= self._duration:
             return None
         return Slot(at, max(0, at - elapsed))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 SECOND = 1_000_000_000
+LATE = 50_000_000  # ns: timers are coarse, so what is due just before the end may still be sent just after it
 
 
 class Slot(NamedTuple):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from loadtest.model import Plan, RequestSpec, Stage
 from loadtest.pacer import ClosedLoop, ConstantRate, Pacer, Ramps, Ticks, pacer
 from loadtest.poisson import Poisson
-from loadtest.slot import SECOND
+from loadtest.slot import LATE, SECOND
 
 elapsed_ns = st.integers(0, 3_600 * SECOND)
 durations = st.integers(1, 100 * SECOND)
@@ -122,3 +122,14 @@ def test_poisson_is_the_same_for_the_same_seed_whoever_asks() -> None:
         assert [slot.at for slot in slots if slot is not None] == whole[part::3]
     gaps = [b - a for a, b in pairwise(whole)]
     assert min(gaps) < 0.1 * SECOND / 100 < 3 * SECOND / 100 < max(gaps), "they are not even"
+
+
+def test_what_is_due_before_the_end_may_be_sent_a_little_after_it() -> None:
+    """Timers are coarse: the last slot of 1,000/s for 10 s is due 1 ms before the end."""
+    steady = ConstantRate(1000, None, 10 * SECOND)
+    for schedule in (steady, Ramps(1000, (Stage(10, 1000),), None), Poisson(1000, None, 10 * SECOND, seed=1)):
+        assert schedule.planned is not None
+        last = schedule.planned - 1
+        assert schedule.pace(10 * SECOND + LATE - 1, last) is not None
+        assert schedule.pace(10 * SECOND + LATE, last) is None
+        assert schedule.pace(0, last + 1) is None
