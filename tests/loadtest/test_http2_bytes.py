@@ -165,3 +165,16 @@ def test_first_byte_of_a_response_tells_dropped_from_truncated(cut: int, kind: s
     first, *others = play(conversation(["whole"])[:cut])
     assert [told.kind for told in first] == [kind]
     assert {told.kind for (told,) in others} == {"dropped"}
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_end_of_an_idle_connection_is_counted_by_one_lane(busy: bool) -> None:
+    connection = Connection(None, lambda _: None)
+    connection.connection_made(Transport())
+    connection.data_received(preface()[1])
+    seats = [connection.take_seat() for _ in range(3)]
+    if busy:
+        seats[0].send(WIRE, Lane())
+    connection.data_received(GoAwayFrame(0, last_stream_id=2**31 - 1).serialize())
+    assert not any(seat.usable for seat in seats)
+    assert sum(not seat.retired for seat in seats) == (0 if busy else 1)
