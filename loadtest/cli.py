@@ -158,9 +158,9 @@ def _load(options: Options) -> bool:
     if options.hdr is not None:
         options.hdr.write_text(hdrlog.to_log(measured), encoding="ascii")
     if options.as_json:
-        click.echo(report.to_json(measured))
+        _print(report.to_json(measured) + "\n")
     elif options.output is None:
-        click.echo(report.to_text(measured, plan.requests), nl=False)
+        _print(report.to_text(measured, plan.requests))
     _complain(judged.reasons)
     return judged.passed
 
@@ -189,7 +189,7 @@ def _hold(context: click.Context, options: Options) -> bool:
             raise PlanError(f"{parameter.opts[0]} has no meaning with --websocket: leave it out")
     plan = flags.websocket_plan(options)
     held = _until_signal(partial(_hold_for, plan, options.duration or None))
-    click.echo(sockets.to_json(held) if options.as_json else sockets.to_text(held), nl=options.as_json)
+    _print(sockets.to_json(held) + "\n" if options.as_json else sockets.to_text(held))
     reasons = sockets.reasons(held)
     _complain(reasons)
     return not reasons
@@ -207,6 +207,19 @@ async def _hold_for(plan: WebSocketPlan, seconds: float | None, stop: asyncio.Ev
 def _complain(reasons: tuple[str, ...]) -> None:
     if reasons:
         click.echo(f"failed: {', '.join(reasons)}", err=True)
+
+
+def _print(text: str) -> None:
+    """Print all of it: with PYTHONUNBUFFERED set, as in many containers, Python's own stdout drops what a pipe does not
+    take at once."""
+    try:
+        place = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file: somebody collects the output
+        click.echo(text, nl=False)
+        return
+    sys.stdout.flush()
+    with open(place, "wb", closefd=False) as whole:
+        whole.write(text.encode())
 
 
 def _until_signal(act: Callable[[asyncio.Event], Awaitable[T]]) -> T:

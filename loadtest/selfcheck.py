@@ -90,13 +90,17 @@ def self_check(plan: Plan, counted: Snapshot, watched: Watched, faults: tuple[st
 
 
 def _late(plan: Plan, counted: Snapshot, watched: Watched) -> tuple[str, ...]:
-    lag = counted.lag.latency()
     if not plan.open_loop:
         return ()
+    lag, reasons = counted.lag.latency(), []
     if watched.loop_lag_ms is not None and watched.loop_lag_ms > _MOST_LOOP_LAG_MS:
-        return (f"the generator's event loop ran {watched.loop_lag_ms:.0f} ms late (p99): this machine is too busy",)
+        reasons.append(
+            f"the generator's event loop ran {watched.loop_lag_ms:.0f} ms late (p99): this machine is too busy"
+        )
     if lag is not None and lag.p99 > _MOST_LAG_MS:
         if watched.cpu_share > _MOST_SHARE:
-            return (f"the generator needed {100 * watched.cpu_share:.0f} % of a core: use a lower rate, or -cpus",)
-        return (f"schedule lag p99 is {lag.p99:.0f} ms: all {plan.connections} connections were busy, use more",)
-    return ()
+            need = f"the generator needed {100 * watched.cpu_share:.0f} % of a core: use a lower rate, or -cpus"
+        else:
+            need = f"schedule lag p99 is {lag.p99:.0f} ms: all {plan.connections} connections were busy, use more"
+        reasons.append(need)
+    return tuple(reasons)

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from asyncio.subprocess import PIPE
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,13 @@ class Done:
         return orjson.loads(self.out)
 
 
-async def loadtest(*arguments: str, interrupt_after: float | None = None) -> Done:
+async def loadtest(*arguments: str, interrupt_when: Callable[[], bool] | None = None) -> Done:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "loadtest", *arguments, stdout=PIPE, stderr=PIPE
     )
-    if interrupt_after is not None:
-        await asyncio.sleep(interrupt_after)
+    if interrupt_when is not None:
+        while not interrupt_when():
+            await asyncio.sleep(0.01)
         process.send_signal(signal.SIGINT)
     out, err = await process.communicate()
     assert process.returncode is not None
@@ -136,7 +138,9 @@ async def test_files_are_written(tmp_path: Path) -> None:
 
 
 async def interrupted(server: Server, *arguments: str) -> Done:
-    return await loadtest(server.url(), "-z", "60s", "--json", *arguments, interrupt_after=1.5)
+    return await loadtest(
+        server.url(), "-z", "60s", "--json", *arguments, interrupt_when=lambda: sum(server.delivered.values()) >= 20
+    )
 
 
 async def test_interrupt_prints_what_was_measured() -> None:
