@@ -30,7 +30,9 @@ async def run(
     far, twice a second. Raises PlanError for a request that cannot be written.
     """
     if plan.processes > 1 and on_outcome is None:
-        return await run_apart(plan, stop=stop, on_progress=on_progress, processes=plan.processes)
+        # One without a connection would never send its share.
+        processes = min(plan.processes, plan.connections)
+        return await run_apart(plan, stop=stop, on_progress=on_progress, processes=processes)
     planned = pacer(plan).planned
     metrics = Metrics(time.monotonic_ns(), closed=not plan.open_loop)
     telling = None

@@ -41,6 +41,12 @@ async def test_each_request_is_sent_once_by_one_of_them(changes: dict[str, objec
     assert sum(interval.status.get(200, 0) for interval in report.intervals) == 101
 
 
+async def test_no_process_is_without_a_connection() -> None:
+    async with serving(servers.answer) as server:
+        report = await run(plan_for(server.url(), processes=2, connections=1, total=10))
+    assert report.status == {200: 10}
+
+
 async def test_losses_are_told_as_they_come_and_counted_once() -> None:
     async def every_second_one(peer: Peer, request: Received) -> None:
         await (servers.close_unanswered if peer.served % 2 else servers.answer)(peer, request)
