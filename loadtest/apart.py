@@ -44,6 +44,7 @@ async def count_apart(
     on_progress: Callable[[Snapshot], None] | None = None,
 ) -> Counted:
     """Run the plan in so many processes. Raises `LoadtestError` when one cannot be started, `PlanError`."""
+    processes = min(processes, plan.connections)  # one without a connection would never send its share
     workers = [_Worker(plan, Part(index, processes), on_loss) for index in range(processes)]
     stopping = asyncio.create_task(stop.wait() if stop is not None else asyncio.Event().wait())
     telling = None if on_progress is None else asyncio.create_task(_tell(workers, on_progress))

@@ -15,6 +15,7 @@ from typing import Any
 
 import uvloop
 
+from loadtest import pipes
 from loadtest.apart import HEAD, PROGRESS, Counted, framed
 from loadtest.metrics import Metrics
 from loadtest.model import Plan, PlanError
@@ -23,8 +24,7 @@ from loadtest.worker import Part, work
 
 
 def _write(value: object) -> None:
-    sys.stdout.buffer.write(framed(value))
-    sys.stdout.buffer.flush()
+    pipes.write(framed(value))
 
 
 def _read() -> Any:
@@ -37,9 +37,8 @@ def _read() -> Any:
 async def _work(plan: Plan, part: Part) -> None:
     stop = asyncio.Event()
     start = await asyncio.to_thread(_read)
-    reader = asyncio.create_task(_end_of_stdin(stop))
+    pipes.at_end_of_stdin(stop.set)
     metrics = Metrics(start, closed=not plan.open_loop)
-
     metrics.on_loss = _write
     with Watch() as watch:
         telling = asyncio.create_task(_tell_parent(metrics, watch))
@@ -47,19 +46,7 @@ async def _work(plan: Plan, part: Part) -> None:
             await work(plan, metrics, start_ns=start, part=part, stop=stop)
         finally:
             telling.cancel()
-            reader.cancel()
     _write((Counted(metrics.snapshot(), watch.seen()), True))
-
-
-async def _end_of_stdin(stop: asyncio.Event) -> None:
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(sys.stdin.fileno(), ended.set)  # nothing comes there but its end
-    try:
-        await ended.wait()
-        stop.set()
-    finally:
-        loop.remove_reader(sys.stdin.fileno())
 
 
 async def _tell_parent(metrics: Metrics, watch: Watch) -> None:

@@ -12,21 +12,24 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import uvloop
 from click.core import ParameterSource
 
-from loadtest import arguments, hdrlog, report, runner, sockets, verdict
+from loadtest import arguments, hdrlog, pipes, report, runner, verdict
 from loadtest import options as flags
 from loadtest.command import Command, NewFile, OldFile, Option, Parsed
 from loadtest.csv import Rows
 from loadtest.html import to_html
 from loadtest.model import Plan, PlanError, Report
 from loadtest.options import Options
-from loadtest.progress import Progress
-from loadtest.websocket import WebSocketPlan, WebSocketReport, hold
+
+# What is for one kind of run is imported by that: the libraries behind it take a third of the start.
+if TYPE_CHECKING:
+    from loadtest import sockets
+    from loadtest.websocket import WebSocketPlan
 
 T = TypeVar("T")
 
@@ -168,21 +171,23 @@ def _load(options: Options) -> bool:
 def _measure(plan: Plan, options: Options) -> Report:
     rows = Rows(sys.stdout, time.monotonic_ns()) if options.output == "csv" else None
     shown = not options.no_progress and sys.stderr.isatty() and not (rows is not None and sys.stdout.isatty())
-    with Progress(plan, shown=shown) as progress:
+    on_outcome = None if rows is None else rows.add
 
-        def send(stop: asyncio.Event) -> Awaitable[Report]:
-            return runner.run(
-                plan,
-                stop=stop,
-                on_outcome=None if rows is None else rows.add,
-                on_progress=progress.update if shown else None,
-            )
+    def send(on_progress: Callable[[Report], None] | None) -> Report:
+        return _until_signal(lambda stop: runner.run(plan, stop=stop, on_outcome=on_outcome, on_progress=on_progress))
 
-        return _until_signal(send)
+    if not shown:
+        return send(None)
+    from loadtest.progress import Progress
+
+    with Progress(plan, shown=True) as progress:
+        return send(progress.update)
 
 
 def _hold(context: click.Context, options: Options) -> bool:
     """Hold WebSockets, and print how they ended. Raises PlanError."""
+    from loadtest import sockets
+
     for parameter in context.command.params:
         name = parameter.name or ""
         if name not in flags.OF_WEBSOCKETS and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
@@ -197,11 +202,14 @@ def _hold(context: click.Context, options: Options) -> bool:
 
 async def _hold_for(plan: WebSocketPlan, seconds: float | None, stop: asyncio.Event) -> sockets.Held:
     """Hold the connections for `seconds`, or until `stop` is set where they are None."""
+    from loadtest import sockets
+    from loadtest.websocket import hold
+
     began_ns = time.monotonic_ns()
     if seconds is not None:
         asyncio.get_running_loop().call_later(seconds, stop.set)
-    report: WebSocketReport = await hold(plan, stop=stop)
-    return sockets.Held(report, began_ns, time.monotonic_ns(), time.time())
+    held = await hold(plan, stop=stop)
+    return sockets.Held(held, began_ns, time.monotonic_ns(), time.time())
 
 
 def _complain(reasons: tuple[str, ...]) -> None:
@@ -210,16 +218,12 @@ def _complain(reasons: tuple[str, ...]) -> None:
 
 
 def _print(text: str) -> None:
-    """Print all of it: with PYTHONUNBUFFERED set, as in many containers, Python's own stdout drops what a pipe does not
-    take at once."""
     try:
-        place = sys.stdout.fileno()
+        sys.stdout.fileno()
     except (OSError, ValueError):  # no file: somebody collects the output
         click.echo(text, nl=False)
-        return
-    sys.stdout.flush()
-    with open(place, "wb", closefd=False) as whole:
-        whole.write(text.encode())
+    else:
+        pipes.write(text.encode())
 
 
 def _until_signal(act: Callable[[asyncio.Event], Awaitable[T]]) -> T:

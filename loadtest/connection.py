@@ -13,7 +13,7 @@ from time import monotonic_ns
 from typing import NamedTuple, cast
 
 from loadtest.exchange import Failure, Requester
-from loadtest.model import ErrorKind
+from loadtest.model import ErrorKind, Plan
 from loadtest.response import BadResponseError, ResponseReader
 from loadtest.wire import Wire
 
@@ -25,6 +25,13 @@ class Limits(NamedTuple):
 
     lifetime_ns: int | None
     requests: int | None
+
+    @classmethod
+    def of(cls, plan: Plan, requests: int | None) -> Limits | None:
+        """Those of a plan, with so many requests a connection; None: there are none."""
+        if plan.lifetime is None and requests is None:
+            return None
+        return cls(None if plan.lifetime is None else round(plan.lifetime * 1e9), requests)
 
     def reached(self, age_ns: int, requests: int) -> bool:
         too_old = self.lifetime_ns is not None and age_ns >= self.lifetime_ns

@@ -9,9 +9,9 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sized
 from time import monotonic_ns
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from loadtest.connection import Connection, Limits
 from loadtest.exchange import Dialled, Failure, Requester
@@ -134,7 +134,7 @@ class Dialer:
     def __init__(self, plan: Plan) -> None:
         self._attribute = plan.attribute
         self._connector = Connector(plan)
-        self._limits = _limits(plan)
+        self._limits = Limits.of(plan, plan.per_connection)
         self._opened = 0
         self._open: set[Connection] = set()
         self._opening: set[asyncio.Task[None]] = set()
@@ -149,14 +149,7 @@ class Dialer:
         """Close what is open, and see it closed: within `grace` seconds in good order, then by force."""
         for task in tuple(self._opening):
             task.cancel()
-        for connection in tuple(self._open):
-            connection.close()
-        deadline = asyncio.get_running_loop().time() + grace
-        while self._open or self._opening:
-            await asyncio.sleep(0.001)
-            if asyncio.get_running_loop().time() > deadline:
-                for connection in tuple(self._open):
-                    connection.abort()
+        await see_closed(self._open, self._opening, grace)
 
     async def _dial(self, lane: Requester, origin: Origin) -> None:
         connection = Connection(self._attribute, self._open.discard, self._limits)
@@ -178,10 +171,23 @@ class Dialer:
         lane.opened(connection, dialled)
 
 
-def _limits(plan: Plan) -> Limits | None:
-    if plan.lifetime is None and plan.per_connection is None:
-        return None
-    return Limits(None if plan.lifetime is None else round(plan.lifetime * 1e9), plan.per_connection)
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+async def see_closed(open_ones: Collection[Closable], opening: Sized, grace: float) -> None:
+    """Close the connections, and wait until these collections are empty: for `grace` seconds in good order, then by
+    force."""
+    for connection in tuple(open_ones):
+        connection.close()
+    deadline = asyncio.get_running_loop().time() + grace
+    while open_ones or len(opening):
+        await asyncio.sleep(0.001)
+        if asyncio.get_running_loop().time() > deadline:
+            for connection in tuple(open_ones):
+                connection.abort()
 
 
 def _unusable(connection: Connection) -> Failure:

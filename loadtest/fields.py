@@ -12,7 +12,7 @@ from typing import Any
 from hpack import Decoder, Encoder, HeaderTuple
 from hpack.table import HeaderTable
 
-from loadtest.wire import Message, ascii_authority
+from loadtest.wire import LENGTHY, Message, ascii_authority
 
 Fields = tuple[tuple[bytes, bytes], ...]
 
@@ -39,7 +39,7 @@ def fields_of(message: Message) -> Fields:
         lower, bare = name.lower(), value.strip()
         if lower not in _LEFT_OUT and (lower != b"te" or bare.lower() == b"trailers"):
             fields.append((lower, bare))
-    if b"content-length" not in names and (message.body or message.method in ("POST", "PUT", "PATCH")):
+    if b"content-length" not in names and (message.body or message.method in LENGTHY):
         fields.append((b"content-length", b"%d" % len(message.body)))
     return tuple(fields)
 

@@ -8,7 +8,7 @@ Extremes and the mean are exact.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from hdrh.histogram import HdrHistogram
 
@@ -117,10 +117,3 @@ def coarse(counts: Mapping[int, int]) -> dict[int, int]:
         kept = index | 15
         found[kept] = found.get(kept, 0) + times
     return found
-
-
-def merged(histograms: Iterable[Histogram]) -> Histogram:
-    whole = Histogram()
-    for one in histograms:
-        whole.merge(one)
-    return whole

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import orjson
 import uvloop
 
+from loadtest import pipes
 from loadtest.model import LoadtestError
 from loadtest.websocket import Ending, WebSocketPlan, WebSocketReport, hold
 
@@ -111,7 +112,7 @@ class _Holder:
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
-        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._end)  # nothing comes there but its end
+        pipes.at_end_of_stdin(self._stop.set)
         telling = asyncio.create_task(self._tell())
         holding = [
             hold(plan, stop=self._stop, on_cut=partial(self._cut, number), on_change=partial(self._change, number))
@@ -120,10 +121,6 @@ class _Holder:
         self._reports = list(await asyncio.gather(*holding))
         telling.cancel()
         self._write_reports()
-
-    def _end(self) -> None:
-        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())  # or it would be told of the end again and again
-        self._stop.set()
 
     def _change(self, number: int, report: WebSocketReport) -> None:
         self._reports[number] = report
@@ -145,8 +142,7 @@ class _Holder:
 
 
 def _write(value: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(orjson.dumps(value, default=tuple) + b"\n")  # an Ending is a NamedTuple
-    sys.stdout.buffer.flush()
+    pipes.write(orjson.dumps(value, default=tuple) + b"\n")  # an Ending is a NamedTuple
 
 
 def _plan(fields: dict[str, Any]) -> WebSocketPlan:

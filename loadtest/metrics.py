@@ -28,12 +28,11 @@ K = TypeVar("K")
 
 
 class Stretch:
-    """What finished in one interval. `index` counts intervals from the start of the run."""
+    """What finished in one interval."""
 
-    __slots__ = ("errors", "index", "received", "response", "status")
+    __slots__ = ("errors", "received", "response", "status")
 
-    def __init__(self, index: int) -> None:
-        self.index = index
+    def __init__(self) -> None:
         self.status: Counts = {}
         self.errors: dict[ErrorKind, int] = {}
         self.received = 0
@@ -69,13 +68,13 @@ class Snapshot:
     lag: Histogram = field(default_factory=Histogram)  # in an open loop
     phases: dict[str, Histogram] = field(default_factory=lambda: {name: Histogram() for name in PHASES})
     losses: list[Loss] = field(default_factory=list)
-    stretches: dict[int, Stretch] = field(default_factory=dict)
+    stretches: dict[int, Stretch] = field(default_factory=dict)  # by number, from the start of the run
 
     def widen(self) -> None:
         """Make two intervals one."""
         pairs: dict[int, Stretch] = {}
         for index in sorted(self.stretches):
-            pairs.setdefault(index // 2, Stretch(index // 2)).take(self.stretches[index])
+            pairs.setdefault(index // 2, Stretch()).take(self.stretches[index])
         self.width *= 2
         self.stretches = pairs
 
@@ -106,7 +105,7 @@ class Snapshot:
             self.phases[name].merge(histogram)
         self.losses = sorted([*self.losses, *other.losses], key=lambda loss: loss.at)[:_MOST_LOSSES]
         for index, stretch in other.stretches.items():
-            self.stretches.setdefault(index, Stretch(index)).take(stretch)
+            self.stretches.setdefault(index, Stretch()).take(stretch)
 
     def report(self, *, planned: int | None, check: SelfCheck) -> Report:
         """`planned` None: as many as were sent."""
@@ -133,16 +132,16 @@ class Snapshot:
             intervals=tuple(self._intervals()),
             losses=tuple(self.losses),
             by_request={request: dict(counts) for request, counts in sorted(self.by_request.items())},
-            hdr={name: one.encoded() for name, one in self._told() if one.count},
         )
 
-    def _told(self) -> list[tuple[str, Histogram]]:
-        apart = [] if self.closed else [("service", self.service), ("lag", self.lag)]
-        return [("response", self.response), *apart]
+    def encoded(self) -> dict[str, str]:
+        """The distributions as HdrHistograms, which takes a moment: for the last report."""
+        apart = {} if self.closed else {"service": self.service, "lag": self.lag}
+        return {name: one.encoded() for name, one in {"response": self.response, **apart}.items() if one.count}
 
     def _intervals(self) -> Iterable[Interval]:
         for index in range(max(self.stretches, default=-1) + 1):
-            one = self.stretches.get(index) or Stretch(index)
+            one = self.stretches.get(index) or Stretch()
             yield Interval(
                 begin=float(index * self.width),
                 seconds=float(self.width),
@@ -161,17 +160,16 @@ class Metrics:
         self.idle_closed = 0  # kept-alive connections that the server had closed before they were wanted again
         self.resent = 0
         self.redirected = 0
-        self.start_ns = start_ns
         self.on_loss: Callable[[Loss], object] | None = None  # hears of each request that is lost
         self._whole = Snapshot(start_ns, closed)
         self._closed = closed
-        self._width = _SECOND
         self._begin(start_ns)
 
     def _begin(self, now: int) -> None:
         """A fresh interval, the one that `now` lies in."""
-        self._index = max(0, now - self._whole.start_ns) // self._width
-        self._until = self._whole.start_ns + (self._index + 1) * self._width
+        start, width = self._whole.start_ns, self._whole.width * _SECOND
+        self._index = max(0, now - start) // width
+        self._until = start + (self._index + 1) * width
         self._status: dict[tuple[int, str | None, int], int] = {}  # by status, attribute and request
         self._buckets: Counts = {}
         self._total = 0
@@ -206,7 +204,7 @@ class Metrics:
             self._least = ns
         if ns > self._most:
             self._most = ns
-        shift = ns.bit_length() - 11
+        shift = ns.bit_length() - 11  # `histogram.bucket`, without a call
         index = ns if shift <= 0 else (shift << 10) + (ns >> shift)
         buckets = self._buckets
         buckets[index] = buckets.get(index, 0) + 1
@@ -261,9 +259,8 @@ class Metrics:
         """Take the interval that is over into the whole, and begin the one that `now` lies in."""
         self._close()
         whole = self._whole
-        while now >= whole.start_ns + _MOST_INTERVALS * self._width:
+        while now >= whole.start_ns + _MOST_INTERVALS * whole.width * _SECOND:
             whole.widen()
-            self._width = whole.width * _SECOND
         self._begin(now)
 
     def _close(self) -> None:
@@ -271,13 +268,14 @@ class Metrics:
         answers, failures = sum(self._status.values()), sum(self._errors.values())
         if not (answers or failures):
             return
-        stretch = whole.stretches.setdefault(self._index, Stretch(self._index))
+        stretch = whole.stretches.setdefault(self._index, Stretch())
         for (status, attribute, request), times in self._status.items():
-            stretch.status[status] = stretch.status.get(status, 0) + times
-            _sum(whole.by_request.setdefault(request, {}), {status: times})
+            counts = {status: times}
+            _sum(whole.status, counts)
+            _sum(stretch.status, counts)
+            _sum(whole.by_request.setdefault(request, {}), counts)
             if attribute is not None:
-                _sum(whole.by_attribute.setdefault(_known(whole.by_attribute, attribute), {}), {status: times})
-        _sum(whole.status, _by_status(self._status))
+                _sum(whole.by_attribute.setdefault(_known(whole.by_attribute, attribute), {}), counts)
         _sum(whole.errors, self._errors)
         _sum(stretch.errors, self._errors)
         whole.sent += answers + failures
@@ -286,13 +284,6 @@ class Metrics:
         whole.last_ns = max(whole.last_ns or 0, self._newest)
         whole.response.add(self._buckets, answers, self._total, self._least, self._most)
         stretch.response.add(coarse(self._buckets), answers, self._total, self._least, self._most)
-
-
-def _by_status(counts: Mapping[tuple[int, str | None, int], int]) -> Counts:
-    found: Counts = {}
-    for (status, _, _), times in counts.items():
-        found[status] = found.get(status, 0) + times
-    return found
 
 
 def _known(values: Mapping[str, Counts], value: str) -> str:

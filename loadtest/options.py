@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loadtest import requestfile
 from loadtest.arguments import Contents
 from loadtest.model import Plan, PlanError, Proxy, RequestSpec, Stage
 from loadtest.requestfile import Headers, merged
 from loadtest.verdict import Condition
-from loadtest.websocket import WebSocketPlan
+
+if TYPE_CHECKING:
+    from loadtest.websocket import WebSocketPlan
 
 USER_AGENT = "loadtest"
 REDIRECTS = 10  # as Go's client
@@ -107,6 +110,8 @@ def plan(options: Options) -> Plan:
 
 def websocket_plan(options: Options) -> WebSocketPlan:
     """The connections to be held. Raises PlanError."""
+    from loadtest.websocket import WebSocketPlan  # its library takes a while to import, and is mostly not wanted
+
     return WebSocketPlan(
         url=_given_url(options),
         connections=options.connections,

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from loadtest.model import Plan, Stage
 from loadtest.poisson import Poisson
-from loadtest.slot import LATE, SECOND, Slot
+from loadtest.slot import LATE, SECOND, Slot, slot
 
 _TINY = 1e-9  # of a request: what floats may lose
 
@@ -70,10 +70,7 @@ class ConstantRate:
     def pace(self, elapsed: int, hits: int) -> Slot | None:
         if self.total is not None and hits >= self.total:
             return None
-        at = self._due(hits)
-        if self.duration is not None and max(at, elapsed - LATE) >= self.duration:
-            return None
-        return Slot(at, max(0, at - elapsed))
+        return slot(self._due(hits), elapsed, self.duration)
 
     def _due(self, hit: int) -> int:
         return math.floor(hit * SECOND / self.rate)
@@ -126,7 +123,7 @@ class Ramps:
 
 
 class _Piece(NamedTuple):
-    """A stage, where it begins: after `at` s and `count` requests. Rates a second."""
+    """A stage, where it begins: after `at` s and `before` requests. Rates a second."""
 
     at: float
     before: float

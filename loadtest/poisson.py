@@ -6,7 +6,7 @@ import math
 import random
 from functools import cached_property
 
-from loadtest.slot import LATE, SECOND, Slot
+from loadtest.slot import SECOND, Slot, slot
 
 
 class Poisson:
@@ -33,10 +33,7 @@ class Poisson:
     def pace(self, elapsed: int, hits: int) -> Slot | None:
         if self._total is not None and hits >= self._total:
             return None
-        at = self._due(hits)
-        if self._duration is not None and max(at, elapsed - LATE) >= self._duration:
-            return None
-        return Slot(at, max(0, at - elapsed))
+        return slot(self._due(hits), elapsed, self._duration)
 
     def _due(self, hit: int) -> int:
         if hit < self._hit:

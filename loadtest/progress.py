@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from loadtest.model import Plan, Report
+from loadtest.verdict import count_status
 
 
 class Progress:
@@ -54,8 +55,7 @@ def goal(plan: Plan) -> str:
 
 def line(report: Report, *, elapsed: float, rate: float, goal: str) -> Text:
     """`elapsed` in seconds; `rate`: answers a second of late; the p99 is that of all answers so far."""
-    server_errors = sum(count for status, count in report.status.items() if status >= 500)
-    troubles = {**{kind.value: count for kind, count in report.errors.items()}, "5xx": server_errors}
+    troubles = {**{kind.value: count for kind, count in report.errors.items()}, "5xx": count_status(report, "5xx")}
     found = ", ".join(f"{count:,} {name}" for name, count in troubles.items() if count)
     p99 = "-" if report.response is None else f"{report.response.p99:.1f} ms"
     return Text.assemble(

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
-from loadtest.apart import Counted, count_apart
+from loadtest.apart import PROGRESS, Counted, count_apart
 from loadtest.metrics import Metrics, Snapshot
 from loadtest.model import Loss, Outcome, Plan, Report, SelfCheck
 from loadtest.pacer import pacer
 from loadtest.selfcheck import Watch, self_check
 from loadtest.worker import work
-
-_PROGRESS = 0.5  # s
 
 
 async def run(
@@ -30,17 +29,16 @@ async def run(
     far, twice a second. Raises PlanError for a request that cannot be written.
     """
     if plan.processes > 1 and on_outcome is None:
-        # One without a connection would never send its share.
-        processes = min(plan.processes, plan.connections)
-        return await run_apart(plan, stop=stop, on_progress=on_progress, processes=processes)
+        return await run_apart(plan, stop=stop, on_progress=on_progress, processes=plan.processes)
     planned = pacer(plan).planned
-    metrics = Metrics(time.monotonic_ns(), closed=not plan.open_loop)
+    start = time.monotonic_ns()
+    metrics = Metrics(start, closed=not plan.open_loop)
     telling = None
     if on_progress is not None:
         telling = asyncio.create_task(_tell(metrics, planned, on_progress))
     try:
         with Watch() as watch:
-            await work(plan, metrics, start_ns=metrics.start_ns, stop=stop, on_outcome=on_outcome)
+            await work(plan, metrics, start_ns=start, stop=stop, on_outcome=on_outcome)
             watched = watch.seen()
     finally:
         if telling is not None:
@@ -70,10 +68,11 @@ async def run_apart(
 
 def _report(plan: Plan, planned: int | None, counted: Counted) -> Report:
     check = self_check(plan, counted.snapshot, counted.watched, counted.faults)
-    return counted.snapshot.report(planned=planned, check=check)
+    report = counted.snapshot.report(planned=planned, check=check)
+    return replace(report, hdr=counted.snapshot.encoded())
 
 
 async def _tell(metrics: Metrics, planned: int | None, on_progress: Callable[[Report], None]) -> None:
     while True:
-        await asyncio.sleep(_PROGRESS)
+        await asyncio.sleep(PROGRESS)
         on_progress(metrics.snapshot().report(planned=planned, check=SelfCheck(None)))

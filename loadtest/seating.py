@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from time import monotonic_ns
 
 from loadtest.connection import Limits
-from loadtest.dial import Connector, DialError
+from loadtest.dial import Connector, DialError, see_closed
 from loadtest.exchange import Dialled, Failure, Requester
 from loadtest.http2 import Connection, Seat
 from loadtest.model import ErrorKind, Origin, Plan
@@ -66,7 +66,7 @@ class Seating:
 
     def __init__(self, plan: Plan, lanes: int) -> None:
         self._attribute = plan.attribute
-        self._limits = _limits(plan)
+        self._limits = Limits.of(plan, plan.per_connection if plan.keepalive else 1)
         self._connector = Connector(plan, alpn=("h2", "http/1.1"))  # a server without h2 then says so in good order
         self._most = math.ceil(lanes / plan.streams) if plan.keepalive else lanes  # connections to one origin
         self._each = math.ceil(lanes / self._most)  # seats on one connection
@@ -84,14 +84,7 @@ class Seating:
         for opening in self._openings:
             if opening.task is not None:
                 opening.task.cancel()
-        for connection in tuple(self._open):
-            connection.close()
-        deadline = asyncio.get_running_loop().time() + grace
-        while self._open or self._openings:
-            await asyncio.sleep(0.001)
-            if asyncio.get_running_loop().time() > deadline:
-                for connection in tuple(self._open):
-                    connection.abort()
+        await see_closed(self._open, self._openings, grace)
 
     def _place(self, booking: Booking) -> None:
         origin = booking.origin
@@ -158,10 +151,3 @@ class Seating:
 
     def _lost(self, connection: Connection) -> None:
         self._open.pop(connection, None)
-
-
-def _limits(plan: Plan) -> Limits | None:
-    requests = plan.per_connection if plan.keepalive else 1
-    if plan.lifetime is None and requests is None:
-        return None
-    return Limits(None if plan.lifetime is None else round(plan.lifetime * 1e9), requests)

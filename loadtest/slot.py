@@ -13,3 +13,10 @@ class Slot(NamedTuple):
 
     at: int  # ns since the start: when it is due
     wait: int  # ns from now until then; 0 when it is due already
+
+
+def slot(at: int, elapsed: int, end: int | None) -> Slot | None:
+    """The slot that is due `at`, unless that, or now, is after the end of the run."""
+    if end is not None and max(at, elapsed - LATE) >= end:
+        return None
+    return Slot(at, max(0, at - elapsed))

@@ -19,7 +19,7 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _NO_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, 5.5
-_LENGTHY = frozenset({"POST", "PUT", "PATCH"})  # say so when there is no body (RFC 9110, 8.6)
+LENGTHY = frozenset({"POST", "PUT", "PATCH"})  # say so when there is no body (RFC 9110, 8.6)
 _BULKY = 64 * 1024  # more than a socket surely takes at once
 _MOST_TURNS = 1_000_000
 
@@ -117,7 +117,7 @@ def _framing(message: Message) -> tuple[Headers, bytes]:
         if _value(message, b"content-length") != str(size).encode():
             raise PlanError(f"{message.url}: the Content-Length given is not that of the body, {size}")
         return (), message.body
-    if size or message.method in _LENGTHY:
+    if size or message.method in LENGTHY:
         return ((b"Content-Length", str(size).encode()),), message.body
     return (), b""
 

@@ -16,7 +16,6 @@ from loadtest.feed import feed
 from loadtest.lane import Course, Lane
 from loadtest.metrics import Metrics
 from loadtest.model import Outcome, Plan
-from loadtest.seating import Seating
 from loadtest.wire import Encoder, Recipes
 
 _NO_LIMIT = 1 << 61
@@ -69,7 +68,7 @@ class _Run:
         lanes = part.share(plan.connections)
         if plan.duration is None and plan.total is not None:
             lanes = min(lanes, part.share(plan.total))
-        self._opener: Opener = Seating(plan, lanes) if plan.http2 else Dialer(plan)
+        self._opener = _opener(plan, lanes)
         self._course = Course(
             plan=plan,
             feed=feed(plan, part.index, part.of, start_ns, self._look_soon),
@@ -159,3 +158,11 @@ class _Run:
             if lane.deadline_ns <= now:
                 lane.expire()
         self._arm()
+
+
+def _opener(plan: Plan, lanes: int) -> Opener:
+    if not plan.http2:
+        return Dialer(plan)
+    from loadtest.seating import Seating  # its library takes a while to import, and is mostly not wanted
+
+    return Seating(plan, lanes)

@@ -5,6 +5,8 @@ Errors that an operator's request can cause carry the HTTP status they are answe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class TrafficdError(Exception):
     """Anything that trafficd reports to a person."""
@@ -36,6 +38,11 @@ class JournalError(TrafficdError):
 class NotFoundError(TrafficdError):
     status = 404
     title = "Not found"
+
+    @classmethod
+    def service(cls, name: str, known: Iterable[str]) -> NotFoundError:
+        """None of the configured services has this name."""
+        return cls(f"there is no service {name!r}; the configuration has: {', '.join(sorted(known)) or 'none'}")
 
 
 class ConflictError(TrafficdError):

@@ -117,8 +117,7 @@ def caddyfile(config: Config, name: str) -> str:
     """The snippet for a Caddyfile. Raises `ProxyError` where it cannot be written as one."""
     section = config.services.get(name)
     if section is None:
-        known = ", ".join(sorted(config.services)) or "none"
-        raise NotFoundError(f"there is no service {name!r}; the configuration has: {known}")
+        raise NotFoundError.service(name, config.services)
     if not section.routed:
         raise ConflictError(f'services.{name}: route = "none" has no slots: Caddy never sees this service')
     if section.control == "admin":

@@ -16,11 +16,11 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame, HeadersFrame, PushPromiseFrame, RstStreamFrame
 
-from loadtest.model import ErrorKind, Outcome, Plan, PlanError, Proxy, Report, RequestSpec
-from loadtest.runner import run
+from loadtest.model import ErrorKind, Plan, PlanError, Proxy, RequestSpec
 from proxy.server import find_binary
 from tests.loadtest import http2_servers, servers
 from tests.loadtest.http2_servers import Behaviour, Peer, Received, Server, serving
+from tests.loadtest.test_outcomes import send
 from tests.tls import server_context
 
 COUNT = 24
@@ -30,17 +30,6 @@ def numbered(server: Server, count: int = COUNT, method: str = "GET", lanes: int
     """A plan in which every request is told apart by its target; three requests at a time on a connection."""
     requests = tuple(RequestSpec(server.url(f"/{number}"), method, body=body) for number in range(count))
     return Plan(requests, connections=lanes, total=count, timeout=5, http2=True, streams=3)
-
-
-async def send(plan: Plan) -> tuple[Report, list[Outcome]]:
-    outcomes: list[Outcome] = []
-    report = await run(plan, on_outcome=outcomes.append)
-    assert len(outcomes) == report.sent == report.answered + report.lost
-    assert sorted(outcome.hit for outcome in outcomes) == list(range(report.sent))
-    for outcome in outcomes:
-        assert (outcome.status is None) != (outcome.error is None)
-        assert outcome.scheduled_ns <= outcome.started_ns <= outcome.finished_ns
-    return report, outcomes
 
 
 def number(request: Received) -> int:

@@ -62,10 +62,10 @@ class Lane:
         self.told.append(Told(None, failure.kind, size))
 
     def opened(self, carrier: Carrier, dialled: Dialled) -> None:
-        raise NotImplementedError
+        raise AssertionError("nothing is opened for it here")
 
     def not_opened(self, failure: Failure) -> None:
-        raise NotImplementedError
+        raise AssertionError("nothing is opened for it here")
 
 
 def preface() -> tuple[H2Connection, bytes]:

@@ -64,8 +64,7 @@ class Api:
     def _named(self, name: str) -> Operator:
         operator = self.operators.get(name)
         if operator is None:
-            known = ", ".join(sorted(self.operators)) or "none"
-            raise NotFoundError(f"there is no service {name!r}; the configuration has: {known}")
+            raise NotFoundError.service(name, self.operators)
         return operator
 
     async def _view(self, operator: Operator) -> schema.ServiceView:

@@ -44,8 +44,7 @@ class SiteApi:
     async def add(self, request: web.Request) -> web.StreamResponse:
         wanted = await read(request, AddSite)
         if wanted.service not in self.services:
-            known = ", ".join(sorted(self.services)) or "none"
-            raise NotFoundError(f"there is no service {wanted.service!r}; the configuration has: {known}")
+            raise NotFoundError.service(wanted.service, self.services)
         with translated():
             change = await self._sites().add(wanted.name, wanted.service, wanted.certificate, wanted.key)
         return answer(_change(change))

@@ -45,8 +45,7 @@ class VerificationApi:
 
     def _known(self, service: str) -> str:
         if service not in self.operators:
-            known = ", ".join(sorted(self.operators)) or "none"
-            raise NotFoundError(f"there is no service {service!r}; the configuration has: {known}")
+            raise NotFoundError.service(service, self.operators)
         return service
 
     async def start(self, request: web.Request) -> web.StreamResponse:

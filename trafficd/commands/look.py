@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from trafficd import show
+from trafficd.client import Json
 from trafficd.commands.common import Options, connected, name_in_path
 
 # -- state -------------------------------------------------------------------------------------------------
@@ -28,8 +29,8 @@ def status(options: Options, service: str | None) -> None:
 @connected
 def history(options: Options, service: str | None, limit: int) -> None:
     """The newest rollouts."""
-    query = f"?limit={limit}" + (f"&service={name_in_path(service)}" if service else "")
-    options.say(options.client().call("GET", f"/v1/rollouts{query}"), lambda answer: show.rollouts(answer["rollouts"]))
+    found = _newest(options, "rollouts", service, limit)
+    options.say(found, lambda answer: show.rollouts(answer["rollouts"]))
 
 
 @click.command()
@@ -38,8 +39,13 @@ def history(options: Options, service: str | None, limit: int) -> None:
 @connected
 def events(options: Options, service: str | None, limit: int) -> None:
     """The newest lines of the journal."""
-    query = f"?limit={limit}" + (f"&service={name_in_path(service)}" if service else "")
-    options.say(options.client().call("GET", f"/v1/events{query}"), lambda answer: show.events(answer["events"]))
+    found = _newest(options, "events", service, limit)
+    options.say(found, lambda answer: show.events(answer["events"]))
+
+
+def _newest(options: Options, what: str, service: str | None, limit: int) -> Json:
+    of = f"&service={name_in_path(service)}" if service else ""
+    return options.client().call("GET", f"/v1/{what}?limit={limit}{of}")
 
 
 COMMANDS = (status, history, events)
