@@ -18,9 +18,7 @@ import uvloop
 
 import trafficd
 from trafficd import config as configuration
-from trafficd import daemon
 from trafficd.client import Client, Json
-from trafficd.commands import caddy, look, rollouts, shares, site, upstreams, verify
 from trafficd.commands.common import Options, connected, exit_status
 from trafficd.errors import TrafficdError
 from trafficd.listen import hand_over
@@ -28,7 +26,24 @@ from trafficd.listen import hand_over
 _RELOAD = 30.0  # s that a reload may take
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The clients of the API beside the daemon itself, imported when one is asked for: what they need for terminals
+    would only lie in the daemon's memory, and the daemon would only hold up the clients."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or self._clients().get(cmd_name)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *self._clients()})
+
+    def _clients(self) -> dict[str, click.Command]:
+        from trafficd.commands import caddy, look, rollouts, shares, site, upstreams, verify
+
+        several = (*look.COMMANDS, *upstreams.COMMANDS, *rollouts.COMMANDS, *shares.COMMANDS, *caddy.COMMANDS)
+        return {command.name or "": command for command in (*several, site.site, verify.verify)}
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(trafficd.__version__)
 def main() -> None:
     """Zero-downtime deploys behind Caddy."""
@@ -44,6 +59,8 @@ def run(path: str | None, log_level: str) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # It tells of every line that is no HTTP, with a traceback; our own errors are logged by the API.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
+    from trafficd import daemon
+
     with exit_status():
         path = path or configuration.default_path()
         loaded = configuration.load(path)
@@ -87,12 +104,6 @@ def demo(fast: bool, as_json: bool) -> None:
 
     with exit_status():
         sys.exit(demonstration.main(fast=fast, as_json=as_json))
-
-
-for command in (*look.COMMANDS, *upstreams.COMMANDS, *rollouts.COMMANDS, *shares.COMMANDS, *caddy.COMMANDS):
-    main.add_command(command)
-main.add_command(site.site)
-main.add_command(verify.verify)
 
 
 if __name__ == "__main__":
