@@ -11,7 +11,8 @@ from functools import partial
 from proxy.admin import Admin
 from proxy.admin_pool import COST
 from proxy.difference import difference
-from proxy.install import Household, maintenance_port, probing_for, proof_of, wanted
+from proxy.install import Household, maintenance_port, wanted
+from proxy.proof import probing_for, proof_of
 from proxy.snippet import snippet
 from proxy.ways import ByAdmin, Imported, Way
 from trafficd.config import Config

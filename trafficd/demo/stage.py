@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from proxy.install import free_port
+from proxy.proof import free_port
 from proxy.server import CaddyServer
 from trafficd.client import Client, Json
 from trafficd.demo import replace
