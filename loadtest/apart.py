@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from loadtest.metrics import Snapshot
-from loadtest.model import LoadtestError, Loss, Plan, PlanError
+from loadtest.model import LoadtestError, Loss, Plan
 from loadtest.selfcheck import Watched
 from loadtest.worker import Part
 
@@ -43,8 +43,9 @@ async def count_apart(
     on_loss: Callable[[Loss], None] | None = None,
     on_progress: Callable[[Snapshot], None] | None = None,
 ) -> Counted:
-    """Run the plan in so many processes. Raises `LoadtestError` when one cannot be started, `PlanError`."""
-    processes = min(processes, plan.connections)  # one without a connection would never send its share
+    """Run the plan in so many processes, or in as many as get a connection: the slots of one without any would be
+    sent by nobody. Raises `LoadtestError` when one cannot be started, `PlanError`."""
+    processes = min(processes, plan.connections)
     workers = [_Worker(plan, Part(index, processes), on_loss) for index in range(processes)]
     stopping = asyncio.create_task(stop.wait() if stop is not None else asyncio.Event().wait())
     telling = None if on_progress is None else asyncio.create_task(_tell(workers, on_progress))
@@ -60,6 +61,8 @@ async def count_apart(
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await running
+        for worker in workers:
+            worker.judge()
         return _together([worker.counted for worker in workers], start, plan)
     finally:
         for task in (stopping, telling):
@@ -97,6 +100,7 @@ class _Worker:
     def __init__(self, plan: Plan, part: Part, on_loss: Callable[[Loss], None] | None) -> None:
         self._plan, self._part, self._on_loss = plan, part, on_loss
         self._process: asyncio.subprocess.Process | None = None
+        self._last = False  # `counted` is all of it
         self.counted: Counted | None = None
 
     async def start(self) -> None:
@@ -110,8 +114,8 @@ class _Worker:
         except OSError as error:
             raise LoadtestError(f"a generating process cannot be started: {error}") from error
         self._send((self._plan, self._part))
-        if (fault := await self._receive()) != "ready":
-            raise PlanError(str(fault or "a generating process ended before it began"))
+        if await self._receive() != "ready":
+            raise LoadtestError("a generating process ended before it began: what it said is on stderr")
 
     async def run(self, start: int) -> None:
         self._send(start)
@@ -122,12 +126,18 @@ class _Worker:
             elif isinstance(told, Exception):
                 raise told
             else:
-                self.counted, last = told
-                if last:
+                self.counted, self._last = told
+                if self._last:
                     return
         lost = Counted(Snapshot(start, closed=not self._plan.open_loop), Watched())
         fault = f"process {self._part.index} died: what it had not told yet is not counted"
         self.counted = (self.counted or lost)._replace(faults=(fault,))
+
+    def judge(self) -> None:
+        """The run is over: one that has not told its end yet did not come to it."""
+        if self.counted is not None and not self._last and not self.counted.faults:
+            fault = f"process {self._part.index} did not end in time: what it had not told yet is not counted"
+            self.counted = self.counted._replace(faults=(fault,))
 
     def stop(self) -> None:
         if self._process is not None and self._process.stdin is not None:

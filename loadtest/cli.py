@@ -23,7 +23,7 @@ from loadtest import options as flags
 from loadtest.command import Command, NewFile, OldFile, Option, Parsed
 from loadtest.csv import Rows
 from loadtest.html import to_html
-from loadtest.model import Plan, PlanError, Report
+from loadtest.model import LoadtestError, Plan, PlanError, Report
 from loadtest.options import Options
 
 # What is for one kind of run is imported by that: the libraries behind it take a third of the start.
@@ -148,6 +148,8 @@ def main(context: click.Context, /, **given: Any) -> None:
         passed = _hold(context, options) if options.websocket else _load(options)
     except PlanError as error:
         raise click.UsageError(str(error)) from None
+    except LoadtestError as error:
+        raise click.ClickException(str(error)) from None
     sys.exit(0 if passed else 1)
 
 

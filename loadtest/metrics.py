@@ -1,27 +1,29 @@
 """The fold from what became of requests to a report, in memory that does not grow with their number.
 
-What finishes within one interval is counted in that interval alone, and taken into the whole when it is over: that is
-one dict look-up a request in place of two. Intervals are a second long; once there are too many of them, two become
-one, again and again. Snapshots of several processes add up to what one process would have counted.
+What finishes within one interval is counted in that interval alone, and taken into the whole when it is over. Its times
+are kept as they are until there are a few hundred, which are then counted at once. Intervals are a second long; once
+there are too many of them, two become one, again and again. Snapshots of several processes add up to what one process
+would have counted.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from loadtest.histogram import Histogram, coarse
+from loadtest.histogram import Histogram, Sketch
 from loadtest.model import ErrorKind, Interval, Latency, Loss, Outcome, Report, SelfCheck
 
 OTHER = "(other)"
 PHASES = ("dns", "dial", "tls", "write", "wait", "read")
 _MOST_ATTRIBUTES = 1_000
-_MOST_LOSSES = 10_000
+MOST_LOSSES = 10_000
 _MOST_INTERVALS = 600
 _SECOND = 1_000_000_000
-_NOT_YET = 1 << 62
+_BATCH = 256  # times that are kept until they are counted
 
 Counts = dict[int, int]
 K = TypeVar("K")
@@ -30,19 +32,37 @@ K = TypeVar("K")
 class Stretch:
     """What finished in one interval."""
 
-    __slots__ = ("errors", "received", "response", "status")
+    __slots__ = ("_told", "errors", "received", "response", "status")
 
     def __init__(self) -> None:
         self.status: Counts = {}
         self.errors: dict[ErrorKind, int] = {}
         self.received = 0
-        self.response = Histogram()
+        self.response = Sketch()
+        self._told: Interval | None = None  # until something is added
 
     def take(self, other: Stretch) -> None:
-        _sum(self.status, other.status)
-        _sum(self.errors, other.errors)
-        self.received += other.received
-        self.response.merge(other.response)
+        self.add(other.status, other.errors, other.received, other.response)
+
+    def add(self, status: Counts, errors: Mapping[ErrorKind, int], received: int, response: Histogram | Sketch) -> None:
+        self._told = None
+        _sum(self.status, status)
+        _sum(self.errors, errors)
+        self.received += received
+        self.response.take(response)
+
+    def interval(self, index: int, width: int) -> Interval:
+        """As the one with this index among intervals of `width` seconds."""
+        if self._told is None or self._told.seconds != width:
+            self._told = Interval(
+                begin=float(index * width),
+                seconds=float(width),
+                status=dict(sorted(self.status.items())),
+                errors=dict(sorted(self.errors.items())),
+                received=self.received,
+                response=self.response.wide().latency(),
+            )
+        return self._told
 
 
 @dataclass
@@ -60,7 +80,7 @@ class Snapshot:
     last_ns: int | None = None
     status: Counts = field(default_factory=dict)
     errors: dict[ErrorKind, int] = field(default_factory=dict)
-    examples: dict[ErrorKind, str] = field(default_factory=dict)
+    examples: dict[ErrorKind, tuple[int, str]] = field(default_factory=dict)  # when the first was, and its detail
     by_attribute: dict[str, Counts] = field(default_factory=dict)
     by_request: dict[int, Counts] = field(default_factory=dict)
     response: Histogram = field(default_factory=Histogram)
@@ -94,7 +114,8 @@ class Snapshot:
         self.last_ns = max(ends, default=None)
         _sum(self.status, other.status)
         _sum(self.errors, other.errors)
-        self.examples = other.examples | self.examples
+        for kind, example in other.examples.items():
+            self.examples[kind] = min(self.examples.get(kind, example), example)
         for value, counts in other.by_attribute.items():
             _sum(self.by_attribute.setdefault(_known(self.by_attribute, value), {}), counts)
         for request, counts in other.by_request.items():
@@ -103,7 +124,7 @@ class Snapshot:
             mine.merge(theirs)
         for name, histogram in other.phases.items():
             self.phases[name].merge(histogram)
-        self.losses = sorted([*self.losses, *other.losses], key=lambda loss: loss.at)[:_MOST_LOSSES]
+        self.losses = sorted([*self.losses, *other.losses], key=lambda loss: loss.at)[:MOST_LOSSES]
         for index, stretch in other.stretches.items():
             self.stretches.setdefault(index, Stretch()).take(stretch)
 
@@ -115,7 +136,7 @@ class Snapshot:
             sent=self.sent,
             status=dict(sorted(self.status.items())),
             errors=dict(sorted(self.errors.items())),
-            examples=dict(self.examples),
+            examples={kind: detail for kind, (_, detail) in sorted(self.examples.items())},
             idle_closed=self.idle_closed,
             elapsed=0.0 if self.last_ns is None else (self.last_ns - self.start_ns) / _SECOND,
             received=self.received,
@@ -141,15 +162,7 @@ class Snapshot:
 
     def _intervals(self) -> Iterable[Interval]:
         for index in range(max(self.stretches, default=-1) + 1):
-            one = self.stretches.get(index) or Stretch()
-            yield Interval(
-                begin=float(index * self.width),
-                seconds=float(self.width),
-                status=dict(sorted(one.status.items())),
-                errors=dict(sorted(one.errors.items())),
-                received=one.received,
-                response=one.response.latency(),
-            )
+            yield (self.stretches.get(index) or Stretch()).interval(index, self.width)
 
 
 class Metrics:
@@ -163,6 +176,11 @@ class Metrics:
         self.on_loss: Callable[[Loss], object] | None = None  # hears of each request that is lost
         self._whole = Snapshot(start_ns, closed)
         self._closed = closed
+        self._times: list[int] = []  # response times that are not counted yet, and so on
+        self._services: list[int] = []
+        self._lags: list[int] = []
+        self._answer: tuple[int, str | None, int] = (0, None, 0)  # status, attribute and request of the last ones
+        self._alike = 0  # from which of `_times` on they were the same
         self._begin(start_ns)
 
     def _begin(self, now: int) -> None:
@@ -170,14 +188,11 @@ class Metrics:
         start, width = self._whole.start_ns, self._whole.width * _SECOND
         self._index = max(0, now - start) // width
         self._until = start + (self._index + 1) * width
-        self._status: dict[tuple[int, str | None, int], int] = {}  # by status, attribute and request
-        self._buckets: Counts = {}
-        self._total = 0
-        self._least = _NOT_YET
-        self._most = 0
+        self._answers: Counter[tuple[int, str | None, int]] = Counter()  # by status, attribute and request
+        self._errors: dict[ErrorKind, int] = {}
+        self._response = Histogram()
         self._received = 0
         self._newest = 0  # when the last of it finished
-        self._errors: dict[ErrorKind, int] = {}
 
     def answered(
         self,
@@ -193,24 +208,19 @@ class Metrics:
         """A complete answer. Times of the monotonic clock, which never go back from call to call."""
         if finished_ns >= self._until:
             self._turn(finished_ns)
-        key = (status, attribute, request)
-        counts = self._status
-        counts[key] = counts.get(key, 0) + 1
+        answer = self._answer
+        if status != answer[0] or attribute is not answer[1] or request != answer[2]:
+            self._count_alike()
+            self._answer = (status, attribute, request)
         self._received += size
         self._newest = finished_ns
-        ns = finished_ns - due_ns
-        self._total += ns
-        if ns < self._least:
-            self._least = ns
-        if ns > self._most:
-            self._most = ns
-        shift = ns.bit_length() - 11  # `histogram.bucket`, without a call
-        index = ns if shift <= 0 else (shift << 10) + (ns >> shift)
-        buckets = self._buckets
-        buckets[index] = buckets.get(index, 0) + 1
+        times = self._times
+        times.append(finished_ns - due_ns)
         if not self._closed:
-            self._whole.service.record(finished_ns - written_ns)
-            self._whole.lag.record(started_ns - due_ns)
+            self._services.append(finished_ns - written_ns)
+            self._lags.append(started_ns - due_ns)
+        if len(times) >= _BATCH:
+            self._count_times()
 
     def add(self, outcome: Outcome) -> None:
         """Any outcome."""
@@ -233,12 +243,12 @@ class Metrics:
         self._errors[kind] = self._errors.get(kind, 0) + 1
         self._received += outcome.size
         self._newest = outcome.finished_ns
-        whole.examples.setdefault(kind, outcome.detail)
+        whole.examples.setdefault(kind, (outcome.finished_ns, outcome.detail))
         if not self._closed:
             whole.lag.record(outcome.started_ns - outcome.scheduled_ns)
         at = time.time() - (time.monotonic_ns() - outcome.finished_ns) / _SECOND
         loss = Loss(outcome.hit, at, kind, outcome.request, outcome.connection, outcome.detail, outcome.attribute)
-        if len(whole.losses) < _MOST_LOSSES:
+        if len(whole.losses) < MOST_LOSSES:
             whole.losses.append(loss)
         if self.on_loss is not None:
             self.on_loss(loss)
@@ -255,8 +265,24 @@ class Metrics:
         whole.idle_closed, whole.resent, whole.redirected = self.idle_closed, self.resent, self.redirected
         return whole
 
+    def _count_times(self) -> None:
+        self._count_alike()
+        self._alike = 0
+        self._response.extend(self._times)
+        self._times.clear()
+        self._whole.service.extend(self._services)
+        self._services.clear()
+        self._whole.lag.extend(self._lags)
+        self._lags.clear()
+
+    def _count_alike(self) -> None:
+        if count := len(self._times) - self._alike:
+            self._answers[self._answer] += count
+            self._alike = len(self._times)
+
     def _turn(self, now: int) -> None:
         """Take the interval that is over into the whole, and begin the one that `now` lies in."""
+        self._count_times()
         self._close()
         whole = self._whole
         while now >= whole.start_ns + _MOST_INTERVALS * whole.width * _SECOND:
@@ -264,26 +290,23 @@ class Metrics:
         self._begin(now)
 
     def _close(self) -> None:
-        whole = self._whole
-        answers, failures = sum(self._status.values()), sum(self._errors.values())
-        if not (answers or failures):
+        whole, failures = self._whole, sum(self._errors.values())
+        if not (self._response.count or failures):
             return
-        stretch = whole.stretches.setdefault(self._index, Stretch())
-        for (status, attribute, request), times in self._status.items():
-            counts = {status: times}
-            _sum(whole.status, counts)
-            _sum(stretch.status, counts)
-            _sum(whole.by_request.setdefault(request, {}), counts)
+        status: Counts = {}
+        for (code, attribute, request), times in self._answers.items():
+            status[code] = status.get(code, 0) + times
+            _sum(whole.by_request.setdefault(request, {}), {code: times})
             if attribute is not None:
-                _sum(whole.by_attribute.setdefault(_known(whole.by_attribute, attribute), {}), counts)
+                _sum(whole.by_attribute.setdefault(_known(whole.by_attribute, attribute), {}), {code: times})
+        _sum(whole.status, status)
         _sum(whole.errors, self._errors)
-        _sum(stretch.errors, self._errors)
-        whole.sent += answers + failures
+        whole.sent += self._response.count + failures
         whole.received += self._received
-        stretch.received += self._received
         whole.last_ns = max(whole.last_ns or 0, self._newest)
-        whole.response.add(self._buckets, answers, self._total, self._least, self._most)
-        stretch.response.add(coarse(self._buckets), answers, self._total, self._least, self._most)
+        whole.response.merge(self._response)
+        stretch = whole.stretches.setdefault(self._index, Stretch())
+        stretch.add(status, self._errors, self._received, self._response)
 
 
 def _known(values: Mapping[str, Counts], value: str) -> str:

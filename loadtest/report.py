@@ -163,6 +163,8 @@ def _besides(report: Report, requests: Sequence[RequestSpec]) -> Iterator[str]:
         yield from ("", "Lost requests:", *_losses(report))
     if not report.self.valid:
         yield from ("", f"INVALID: {report.self.why}")
+    elif report.self.why:
+        yield from ("", f"Behind the schedule: {report.self.why}")
 
 
 def _counts(report: Report) -> Iterator[str]:

@@ -43,7 +43,7 @@ async def run(
     finally:
         if telling is not None:
             telling.cancel()
-    return _report(plan, planned, Counted(metrics.snapshot(), watched))
+    return _report(plan, planned, Counted(metrics.snapshot(), watched), stop)
 
 
 async def run_apart(
@@ -63,11 +63,14 @@ async def run_apart(
             on_progress(counted.report(planned=planned, check=SelfCheck(None)))
 
     counted = await count_apart(plan, processes=processes, stop=stop, on_loss=on_loss, on_progress=told)
-    return _report(plan, planned, counted)
+    return _report(plan, planned, counted, stop)
 
 
-def _report(plan: Plan, planned: int | None, counted: Counted) -> Report:
-    check = self_check(plan, counted.snapshot, counted.watched, counted.faults)
+def _report(plan: Plan, planned: int | None, counted: Counted, stop: asyncio.Event | None) -> Report:
+    """What a run that was stopped did not send is not behind the schedule."""
+    stopped = stop is not None and stop.is_set()
+    skipped = 0 if planned is None or stopped else planned - counted.snapshot.sent
+    check = self_check(plan, counted.snapshot, counted.watched, counted.faults, skipped=skipped)
     report = counted.snapshot.report(planned=planned, check=check)
     return replace(report, hdr=counted.snapshot.encoded())
 

@@ -73,34 +73,54 @@ class Watch:
         while True:
             due = time.monotonic_ns() + round(_INTERVAL * 1e9)
             await asyncio.sleep(_INTERVAL)
-            self._lag.record(time.monotonic_ns() - due)
+            self._lag.extend(stalled(time.monotonic_ns() - due, round(_INTERVAL * 1e9)))
 
 
-def self_check(plan: Plan, counted: Snapshot, watched: Watched, faults: tuple[str, ...] = ()) -> SelfCheck:
+def stalled(late: int, interval: int) -> range:
+    """How late one look was, and each of those that were due meanwhile would have been, in ns. Otherwise a loop that
+    stood still for a second of ten would count as one look of 500, not as a tenth of the requests."""
+    return range(max(0, late), -1 if late <= 0 else 0, -interval)
+
+
+def self_check(
+    plan: Plan, counted: Snapshot, watched: Watched, faults: tuple[str, ...] = (), *, skipped: int = 0
+) -> SelfCheck:
     """Whether the generator kept to its own schedule. A closed loop has none to keep to; and that all lanes were busy
-    because the server was slow is no fault of the generator's: that is lag, and what was skipped."""
+    because the server was slow is no fault of the generator's: that is lag, and what was `skipped`, and is only
+    remarked upon."""
+    reasons = (*faults, *_late(plan, counted, watched, skipped))
     return SelfCheck(
         cpu_us_per_request=1e6 * watched.cpu_seconds / counted.sent if counted.sent else None,
-        valid=not (why := "; ".join((*faults, *_late(plan, counted, watched)))),
-        why=why,
+        valid=not reasons,
+        why="; ".join(reasons) or _remark(plan, counted, skipped),
         loop_lag_ms=watched.loop_lag_ms,
         gc_pause_ms=watched.gc_pause_ms,
         cpu_share=watched.cpu_share,
     )
 
 
-def _late(plan: Plan, counted: Snapshot, watched: Watched) -> tuple[str, ...]:
+def _behind(plan: Plan, counted: Snapshot, skipped: int) -> str:
+    """How far the run was behind its schedule; empty where it was not."""
+    lag = counted.lag.latency()
+    late = f"schedule lag p99 is {lag.p99:.0f} ms" if lag is not None and lag.p99 > _MOST_LAG_MS else ""
+    unsent = f"{skipped} skipped" if 100 * skipped >= max(1, counted.sent + skipped) else ""
+    return ", ".join(filter(None, (late, unsent))) if plan.open_loop else ""
+
+
+def _remark(plan: Plan, counted: Snapshot, skipped: int) -> str:
+    behind = _behind(plan, counted, skipped)
+    connections = f"all {plan.connections} connections were busy with requests that the server had not answered"
+    return f"{behind}: {connections}" if behind else ""
+
+
+def _late(plan: Plan, counted: Snapshot, watched: Watched, skipped: int) -> tuple[str, ...]:
     if not plan.open_loop:
         return ()
-    lag, reasons = counted.lag.latency(), []
+    reasons = []
     if watched.loop_lag_ms is not None and watched.loop_lag_ms > _MOST_LOOP_LAG_MS:
         reasons.append(
             f"the generator's event loop ran {watched.loop_lag_ms:.0f} ms late (p99): this machine is too busy"
         )
-    if lag is not None and lag.p99 > _MOST_LAG_MS:
-        if watched.cpu_share > _MOST_SHARE:
-            need = f"the generator needed {100 * watched.cpu_share:.0f} % of a core: use a lower rate, or -cpus"
-        else:
-            need = f"schedule lag p99 is {lag.p99:.0f} ms: all {plan.connections} connections were busy, use more"
-        reasons.append(need)
+    if _behind(plan, counted, skipped) and watched.cpu_share > _MOST_SHARE:
+        reasons.append(f"the generator needed {100 * watched.cpu_share:.0f} % of a core: use a lower rate, or -cpus")
     return tuple(reasons)

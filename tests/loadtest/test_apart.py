@@ -41,10 +41,13 @@ async def test_each_request_is_sent_once_by_one_of_them(changes: dict[str, objec
     assert sum(interval.status.get(200, 0) for interval in report.intervals) == 101
 
 
-async def test_no_process_is_without_a_connection() -> None:
+@pytest.mark.parametrize("changes", [{}, {"rate": 200.0}], ids=["closed", "open"])
+async def test_no_more_processes_than_connections(changes: dict[str, object]) -> None:
+    """The slots of a process without a connection would be sent by nobody."""
     async with serving(servers.answer) as server:
-        report = await run(plan_for(server.url(), processes=2, connections=1, total=10))
-    assert report.status == {200: 10}
+        report = await run(plan_for(server.url(), connections=1, total=10, processes=3, **changes))
+    assert (report.planned, report.sent, report.status) == (10, 10, {200: 10})
+    assert server.connections == 1
 
 
 async def test_losses_are_told_as_they_come_and_counted_once() -> None:

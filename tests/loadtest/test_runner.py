@@ -13,7 +13,7 @@ from loadtest.histogram import Histogram
 from loadtest.metrics import Snapshot
 from loadtest.model import Latency, Outcome, Plan, PlanError, RequestSpec
 from loadtest.runner import run
-from loadtest.selfcheck import Watched, self_check
+from loadtest.selfcheck import Watched, self_check, stalled
 from tests.loadtest import servers
 from tests.loadtest.servers import Peer, Received, serving
 
@@ -60,7 +60,7 @@ async def test_open_loop_keeps_its_rate_and_measures_from_the_schedule() -> None
     assert report.service.min >= 28, "30 ms, by timers of whole milliseconds that may be early"
 
 
-async def test_open_loop_with_too_few_connections_is_invalid_and_skips() -> None:
+async def test_open_loop_with_too_few_connections_skips_and_says_whose_fault_that_is() -> None:
     async def slow(peer: Peer, request: Received) -> None:
         await asyncio.sleep(0.1)
         await peer.send(servers.RESPONSE)
@@ -70,7 +70,7 @@ async def test_open_loop_with_too_few_connections_is_invalid_and_skips() -> None
     assert report.planned == 50
     assert 0 < report.sent == sum(server.delivered.values()) < 10
     assert report.skipped == 50 - report.sent
-    assert not report.self.valid
+    assert report.self.valid, "the generator was on time, the server was not"
     assert "all 1 connections were busy" in report.self.why
     assert report.response is not None
     assert report.service is not None
@@ -165,12 +165,33 @@ def test_self_check_blames_whoever_was_late() -> None:
         counted = Snapshot(0, closed=not plan.open_loop)
         counted.lag.record(lag_ms * 1_000_000)
         check = self_check(plan, counted, Watched(loop_lag_ms=loop_ms, cpu_share=share))
-        assert check.valid is not bool(check.why)
-        return check.why
+        return f"{'' if check.valid else 'INVALID: '}{check.why}"
 
     assert not why(99, 1)
-    assert "connections were busy" in why(150, 1)
-    assert "event loop ran 60 ms late" in why(150, 60)
-    assert "99 % of a core" in why(150, 1, 0.99)
+    assert why(150, 1).startswith("schedule lag p99 is 150 ms: all 50 connections were busy")
+    assert why(150, 60).startswith("INVALID: the generator's event loop ran 60 ms late")
+    assert why(150, 1, 0.99).startswith("INVALID: the generator needed 99 % of a core")
     assert not why(500, 500, plan=replace(opened, rate=None))
     assert "died" in self_check(opened, Snapshot(0, closed=False), Watched(), ("process 1 died",)).why
+
+
+def test_what_was_skipped_counts_where_it_would_show_in_a_percentile() -> None:
+    opened = Plan((RequestSpec("http://127.0.0.1/"),), rate=10)
+    counted = Snapshot(0, closed=False, sent=990)
+    assert not self_check(opened, counted, Watched(), skipped=9).why
+    assert self_check(opened, counted, Watched(), skipped=10).why.startswith("10 skipped: all 50 connections")
+    assert not self_check(opened, counted, Watched(cpu_share=0.99), skipped=10).valid
+
+
+def test_a_standstill_counts_as_all_the_looks_that_were_due_in_it() -> None:
+    assert list(stalled(70, 20)) == [70, 50, 30, 10]
+    assert list(stalled(5, 20)) == [5]
+    assert list(stalled(0, 20)) == list(stalled(-3, 20)) == [0]
+    lag = Histogram()
+    for _ in range(430):
+        lag.extend(stalled(0, 20_000_000))
+    assert lag.latency() == Latency(*(0.0,) * 11)
+    lag.extend(stalled(1_400_000_000, 20_000_000))  # one look of 431, but 1.4 s of 10
+    measured = lag.latency()
+    assert measured is not None
+    assert measured.p99 > 1_000
