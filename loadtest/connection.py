@@ -77,9 +77,9 @@ class Connection(asyncio.Protocol):
         self._lane = lane
         self._wire = wire
         self._first_byte_ns = 0
-        self._expect(head=wire.head_only)
+        self._expect(wire.head_only)
         self._write(wire.data)
-        if wire.held:
+        if wire.special and wire.held:
             self._held = wire.held
             self._held_timer = asyncio.get_running_loop().call_later(_CONTINUE_WAIT, self._release_body)
 

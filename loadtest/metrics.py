@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from loadtest.histogram import Histogram, Sketch
 from loadtest.model import ErrorKind, Interval, Latency, Loss, Outcome, Report, SelfCheck
@@ -23,10 +23,24 @@ _MOST_ATTRIBUTES = 1_000
 MOST_LOSSES = 10_000
 _MOST_INTERVALS = 600
 _SECOND = 1_000_000_000
-_BATCH = 256  # times that are kept until they are counted
+_KEPT = 4_000_000  # ns that times are kept for until they are counted: a few hundred
 
 Counts = dict[int, int]
 K = TypeVar("K")
+
+
+class Head(Protocol):
+    """What is counted of a response. Equal ones should be the same object, as far as that is cheap."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def attribute(self) -> str | None: ...  # value of the header named by Plan.attribute
+
+
+class _Answer(NamedTuple):
+    status: int
+    attribute: str | None
 
 
 class Stretch:
@@ -179,7 +193,8 @@ class Metrics:
         self._times: list[int] = []  # response times that are not counted yet, and so on
         self._services: list[int] = []
         self._lags: list[int] = []
-        self._answer: tuple[int, str | None, int] = (0, None, 0)  # status, attribute and request of the last ones
+        self._head: Head | None = None  # of the last answer, and of which request it was
+        self._request = 0
         self._alike = 0  # from which of `_times` on they were the same
         self._begin(start_ns)
 
@@ -187,7 +202,8 @@ class Metrics:
         """A fresh interval, the one that `now` lies in."""
         start, width = self._whole.start_ns, self._whole.width * _SECOND
         self._index = max(0, now - start) // width
-        self._until = start + (self._index + 1) * width
+        self._end = start + (self._index + 1) * width
+        self._until = now  # when to look whether enough was kept, or the interval is over
         self._answers: Counter[tuple[int, str | None, int]] = Counter()  # by status, attribute and request
         self._errors: dict[ErrorKind, int] = {}
         self._response = Histogram()
@@ -195,50 +211,38 @@ class Metrics:
         self._newest = 0  # when the last of it finished
 
     def answered(
-        self,
-        status: int,
-        size: int,
-        due_ns: int,
-        started_ns: int,
-        written_ns: int,
-        finished_ns: int,
-        attribute: str | None,
-        request: int,
+        self, head: Head, request: int, size: int, due_ns: int, started_ns: int, written_ns: int, finished_ns: int
     ) -> None:
         """A complete answer. Times of the monotonic clock, which never go back from call to call."""
         if finished_ns >= self._until:
-            self._turn(finished_ns)
-        answer = self._answer
-        if status != answer[0] or attribute is not answer[1] or request != answer[2]:
+            self._look(finished_ns)
+        if head is not self._head or request != self._request:
             self._count_alike()
-            self._answer = (status, attribute, request)
+            self._head = head
+            self._request = request
         self._received += size
         self._newest = finished_ns
-        times = self._times
-        times.append(finished_ns - due_ns)
+        self._times.append(finished_ns - due_ns)
         if not self._closed:
             self._services.append(finished_ns - written_ns)
             self._lags.append(started_ns - due_ns)
-        if len(times) >= _BATCH:
-            self._count_times()
 
     def add(self, outcome: Outcome) -> None:
         """Any outcome."""
         if outcome.error is None:
             assert outcome.status is not None, "an outcome has a status or an error"
             self.answered(
-                outcome.status,
+                _Answer(outcome.status, outcome.attribute),
+                outcome.request,
                 outcome.size,
                 outcome.scheduled_ns,
                 outcome.started_ns,
                 outcome.written_ns or outcome.started_ns,
                 outcome.finished_ns,
-                outcome.attribute,
-                outcome.request,
             )
             return
         if outcome.finished_ns >= self._until:
-            self._turn(outcome.finished_ns)
+            self._look(outcome.finished_ns)
         whole, kind = self._whole, outcome.error
         self._errors[kind] = self._errors.get(kind, 0) + 1
         self._received += outcome.size
@@ -260,7 +264,7 @@ class Metrics:
 
     def snapshot(self) -> Snapshot:
         """What was counted so far; it grows on with what comes."""
-        self._turn(self._until - 1)
+        self._turn(self._end - 1)
         whole = self._whole
         whole.idle_closed, whole.resent, whole.redirected = self.idle_closed, self.resent, self.redirected
         return whole
@@ -276,9 +280,16 @@ class Metrics:
         self._lags.clear()
 
     def _count_alike(self) -> None:
-        if count := len(self._times) - self._alike:
-            self._answers[self._answer] += count
+        if (count := len(self._times) - self._alike) and self._head is not None:
+            self._answers[self._head.status, self._head.attribute, self._request] += count
             self._alike = len(self._times)
+
+    def _look(self, now: int) -> None:
+        if now >= self._end:
+            self._turn(now)
+        else:
+            self._count_times()
+        self._until = min(self._end, now + _KEPT)
 
     def _turn(self, now: int) -> None:
         """Take the interval that is over into the whole, and begin the one that `now` lies in."""

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from loadtest.metrics import MOST_LOSSES, Metrics
 from loadtest.model import ErrorKind, Outcome, SelfCheck
+from loadtest.response import Head
 
 SECOND = 1_000_000_000
 
 
 def answer(metrics: Metrics, at: int, *, status: int = 200, attribute: str | None = None, request: int = 0) -> None:
     """Due 4 ms before `at`, taken up after 1 ms, written after another; 10 bytes."""
-    metrics.answered(status, 10, at - 4_000_000, at - 3_000_000, at - 2_000_000, at, attribute, request)
+    head = Head(status, 10, chunked=False, keep=True, attribute=attribute, location=None)
+    metrics.answered(head, request, 10, at - 4_000_000, at - 3_000_000, at - 2_000_000, at)
 
 
 def failure(hit: int, at: int, kind: ErrorKind = ErrorKind.DROPPED) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -259,6 +260,29 @@ def test_one_response_after_the_other_on_one_connection() -> None:
         assert not reader.headed
         assert reader.feed(text)
         assert (reader.size, reader.head.attribute, reader.keep, reader.begun) == (size, served, True, True)
+
+
+def test_the_same_bytes_again_are_the_same_response_whatever_came_between() -> None:
+    reader, text = ResponseReader(), OK + b"Content-Length: 3\r\n\r\nabc"
+    for _ in range(3):
+        reader.expect()
+        assert reader.feed(text)
+        assert (reader.head.status, reader.size, reader.keep) == (200, 3, True)
+    reader.expect(head=True)
+    assert reader.feed(text)
+    assert (reader.size, reader.surplus, reader.keep) == (0, b"abc", False)
+    reader.expect()
+    assert reader.feed(text)
+    assert (reader.size, reader.keep) == (3, False), "what came unasked is not forgotten"
+
+
+@pytest.mark.parametrize("text", [b"\n", b"\r\n", b"", b"HTTP/1.1 200 OK\r\n"])
+def test_nothing_is_a_response_before_one_came(text: bytes) -> None:
+    reader = ResponseReader()
+    reader.expect()
+    with contextlib.suppress(BadResponseError):
+        assert not reader.feed(text)
+    assert not reader.headed
 
 
 def test_a_seen_head_with_another_amount_of_body_is_not_taken_for_whole() -> None:
