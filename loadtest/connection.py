@@ -8,6 +8,7 @@ the request belongs to this connection: it is answered here or it is an error. N
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import NamedTuple, cast
@@ -41,7 +42,7 @@ class Limits(NamedTuple):
 class Connection(asyncio.Protocol):
     __slots__ = (
         "_expect", "_feed", "_first_byte_ns", "_held", "_held_timer", "_lane", "_limits", "_on_lost", "_opened_ns",
-        "_reader", "_requests", "_transport", "_wire", "_write", "number", "open", "retired", "spoke_unasked",
+        "_reader", "_requests", "_transport", "_wire", "_write", "number", "open", "plain", "retired", "spoke_unasked",
     )  # fmt: skip
     _wire: Wire  # that was written last
     _write: Callable[[bytes], None]
@@ -51,6 +52,7 @@ class Connection(asyncio.Protocol):
     ) -> None:
         self.number = -1  # set by who opened it
         self.open = False  # a request may be written, as far as the event loop has told us
+        self.plain: socket.socket | None = None  # the socket, without TLS; set by who opened it
         self.retired = False  # closed as it has reached a limit
         self._limits = limits
         self._opened_ns = 0
@@ -101,7 +103,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class
-        self._write = self._transport.write
+        self._write = self._transport.write if self.plain is None else self._write_at_once
         self._opened_ns = monotonic_ns()
         self.open = True
 
@@ -130,6 +132,19 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(exc)
         self._on_lost(self)
+
+    def _write_at_once(self, data: bytes) -> None:
+        """The transport would wait until all that has just arrived is dealt with, which would count as the server's
+        time. What the socket does not take is the transport's, and so is its error."""
+        assert self.plain is not None
+        assert self._transport is not None
+        try:
+            written = self.plain.send(data)
+        except OSError:
+            written = 0
+        if written < len(data):
+            self._write = self._transport.write  # in order
+            self._write(data[written:])
 
     # the state of the exchange
 

@@ -33,6 +33,8 @@ _LOCAL = frozenset(
 _NO_HANDSHAKE_LIMIT = 86_400.0  # s; the request's own time-out is the limit
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
+Plain = socket.socket | None
+"""The socket, where what is written to it is what the server reads; None within TLS."""
 
 
 class DialError(Exception):
@@ -62,7 +64,7 @@ class Connector:
         if plan.authorities is not None:
             self._tls_context()  # what cannot be read is refused before the run
 
-    async def connect(self, origin: Origin, factory: Callable[[], P]) -> tuple[P, Dialled]:
+    async def connect(self, origin: Origin, factory: Callable[[Plain], P]) -> tuple[P, Dialled]:
         """A protocol made by `factory`, connected. Raises DialError. May be cancelled at any time."""
         began = monotonic_ns()
         sock, dns_ns = await self._reach(self._place(origin))
@@ -102,17 +104,14 @@ class Connector:
                 failure = Failure(ErrorKind.PROXY, f"{place.host}:{place.port}: {failure.detail}")
             raise DialError(*failure) from None
 
-    async def _start(self, sock: socket.socket, origin: Origin, factory: Callable[[], P]) -> P:
+    async def _start(self, sock: socket.socket, origin: Origin, factory: Callable[[Plain], P]) -> P:
         loop = asyncio.get_running_loop()
-        local = sock.family == socket.AF_UNIX
+        create = loop.create_unix_connection if sock.family == socket.AF_UNIX else loop.create_connection
         try:
             if not origin.tls:
-                if local:
-                    return (await loop.create_unix_connection(factory, sock=sock))[1]
-                return (await loop.create_connection(factory, sock=sock))[1]
-            create = loop.create_unix_connection if local else loop.create_connection
+                return (await create(lambda: factory(sock), sock=sock))[1]
             _, protocol = await create(
-                factory,
+                lambda: factory(None),
                 sock=sock,
                 ssl=self._tls_context(),
                 server_hostname=origin.host,
@@ -153,8 +152,13 @@ class Dialer:
 
     async def _dial(self, lane: Requester, origin: Origin) -> None:
         connection = Connection(self._attribute, self._open.discard, self._limits)
+
+        def made(plain: Plain) -> Connection:
+            connection.plain = plain
+            return connection
+
         try:
-            _, dialled = await self._connector.connect(origin, lambda: connection)
+            _, dialled = await self._connector.connect(origin, made)
         except DialError as error:
             lane.not_opened(error.failure)
             return

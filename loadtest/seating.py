@@ -117,7 +117,7 @@ class Seating:
         connection = Connection(self._attribute, self._lost, self._limits)
         self._open[connection] = opening.origin
         try:
-            _, dialled = await self._connector.connect(opening.origin, lambda: connection)
+            _, dialled = await self._connector.connect(opening.origin, lambda _: connection)
             failure = await connection.ready
         except DialError as error:
             self._lost(connection)
