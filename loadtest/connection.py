@@ -41,10 +41,12 @@ class Limits(NamedTuple):
 
 class Connection(asyncio.Protocol):
     __slots__ = (
-        "_expect", "_feed", "_first_byte_ns", "_held", "_held_timer", "_lane", "_limits", "_on_lost", "_opened_ns",
-        "_reader", "_requests", "_transport", "_wire", "_write", "number", "open", "plain", "retired", "spoke_unasked",
+        "_careful", "_expect", "_feed", "_first_byte_ns", "_held", "_held_timer", "_lane", "_limits", "_on_lost",
+        "_opened_ns", "_reader", "_requests", "_transport", "_wire", "_write", "number", "open", "plain", "retired",
+        "spoke_unasked",
     )  # fmt: skip
     _wire: Wire  # that was written last
+    _careful: bool  # it, or a limit, may ask for the connection's end
     _write: Callable[[bytes], None]
 
     def __init__(
@@ -78,10 +80,11 @@ class Connection(asyncio.Protocol):
     def send(self, wire: Wire, lane: Requester) -> None:
         self._lane = lane
         self._wire = wire
+        self._careful = wire.special or self._limits is not None
         self._first_byte_ns = 0
         self._expect(wire.head_only)
         self._write(wire.data)
-        if wire.special and wire.held:
+        if self._careful and wire.held:
             self._held = wire.held
             self._held_timer = asyncio.get_running_loop().call_later(_CONTINUE_WAIT, self._release_body)
 
@@ -120,7 +123,11 @@ class Connection(asyncio.Protocol):
             self._fail(Failure(ErrorKind.PROTOCOL, str(error)))
             return
         if complete:
-            self._complete(lane)
+            reader = self._reader
+            self._lane = None
+            if self._careful or not reader.keep:
+                self._look_twice()
+            lane.answered(reader.head, reader.size, self._first_byte_ns)
             return
         self._first_byte_ns = self._first_byte_ns or monotonic_ns()
         if self._held:  # "100 Continue", most likely; it may be sent whenever we like
@@ -148,15 +155,13 @@ class Connection(asyncio.Protocol):
 
     # the state of the exchange
 
-    def _complete(self, lane: Requester) -> None:
-        reader = self._reader
-        self._lane = None
-        if self._wire.special or not reader.keep:
+    def _look_twice(self) -> None:
+        """Whether the connection is to be used again, after an answer."""
+        if self._wire.special or not self._reader.keep:
             self._stay_open_if_possible()
         if self._limits is not None:
             self._requests += 1
             self._retire_at(self._limits)
-        lane.answered(reader.head, reader.size, self._first_byte_ns)
 
     def _stay_open_if_possible(self) -> None:
         """An answer may come before the request was written whole: what is left of it would meet the next one."""
@@ -189,7 +194,9 @@ class Connection(asyncio.Protocol):
             self._fail(Failure(ErrorKind.PROTOCOL, str(error)))
             return
         if complete and exc is None:
-            self._complete(lane)
+            self._lane = None
+            self._look_twice()
+            lane.answered(self._reader.head, self._reader.size, self._first_byte_ns)
         else:
             self._fail(Failure(ErrorKind.TRUNCATED, f"{reason} within the response"))
 

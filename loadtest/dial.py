@@ -31,6 +31,7 @@ _LOCAL = frozenset(
     }
 )
 _NO_HANDSHAKE_LIMIT = 86_400.0  # s; the request's own time-out is the limit
+_LARGER_BLOCK = 16 << 20  # bytes; never touched, so no memory is used
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 Plain = socket.socket | None
@@ -123,6 +124,9 @@ class Connector:
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:
+            # uvloop reads TLS into blocks of 256 KB. glibc takes such blocks from the system and gives them back, page
+            # by page, for every read, until a larger one was freed (mallopt(3), M_MMAP_THRESHOLD): then it keeps them.
+            bytes(_LARGER_BLOCK)
             self._tls = tls_context(verify=self._plan.verify_tls, authorities=self._plan.authorities, alpn=self._alpn)
         return self._tls
 

@@ -116,7 +116,7 @@ class Lane:
     def answered(self, head: Head, size: int, first_byte_ns: int) -> None:
         now = monotonic_ns()
         self._reused = True
-        if 300 < head.status < 400 and self._follow(head, size, first_byte_ns, now):
+        if head.location and self._follow(head, size, first_byte_ns, now):
             return
         metrics, wire = self._metrics, self._wire
         if metrics is not None:

@@ -38,7 +38,7 @@ async def test_what_is_opened_cut_and_refused_is_told_as_it_happens() -> None:
             stop.set()
             first, second = await holding
     assert (first.opened, first.cut, first.failed) == (3, 1, 0)
-    assert first.sent == first.echoed > 0
+    assert 0 < first.echoed <= first.sent <= first.echoed + first.cut  # a ping may have met the cut
     assert (second.opened, second.failed > 0) == (0, True)
     (cut,) = cuts
     assert (cut.plan, cut.detail) == (0, first.cuts[0].detail)
