@@ -70,8 +70,8 @@ async def test_connection_that_was_closed_while_idle_harms_no_request() -> None:
 
 @pytest.mark.parametrize("limit", [{"per_connection": 3}, {"lifetime": 0.02}, {"keepalive": False}], ids=str)
 async def test_connections_of_limited_use_change_nothing(limit: dict[str, Any]) -> None:
-    record, _ = await send(1_000, 25, Mood.HASTY, **limit)
-    assert record.connections > 300
+    record, _ = await send(500, 25, Mood.HASTY, **limit)
+    assert record.connections > 150
 
 
 async def test_what_is_sent_again_is_what_a_kept_connection_dropped_and_is_told() -> None:
@@ -92,11 +92,10 @@ async def test_what_is_sent_again_is_what_a_kept_connection_dropped_and_is_told(
     assert report.resent == sum(outcome.resent for outcome in outcomes)
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_the_command_counts_as_a_faulty_server_does(processes: str) -> None:
+def test_two_processes_count_as_a_faulty_server_does() -> None:
     async def load() -> tuple[Record, Any]:
         async with faulty(Mood.HASTY, SEED) as server:
-            flags = ["-n", "2000", "-c", "100", "-cpus", processes, "--sequence-header", NUMBER]
+            flags = ["-n", "2000", "-c", "100", "-cpus", "2", "--sequence-header", NUMBER]
             argv = [sys.executable, "-m", "loadtest", *flags, "--json", server.url()]
             process = await asyncio.create_subprocess_exec(*argv, stdout=PIPE, stderr=PIPE)
             out, _ = await process.communicate()
