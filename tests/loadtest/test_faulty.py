@@ -6,6 +6,7 @@ import asyncio
 import sys
 from asyncio.subprocess import PIPE
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -20,12 +21,13 @@ SEED = 4
 TIMEOUT = 2.5  # s: long for a busy machine, as no answer that is given may be missed
 
 
-async def send(count: int, connections: int, mood: Mood, qps: float | None = None) -> tuple[Record, Report]:
+async def send(count: int, connections: int, mood: Mood, **changes: Any) -> tuple[Record, Report]:
     """However it is sent: no request is sent twice, and each of them ends as what was done to it means."""
     outcomes: list[Outcome] = []
     async with faulty(mood, SEED) as server:
-        requests = tuple(RequestSpec(server.url(), headers=((NUMBER, str(number)),)) for number in range(count))
-        plan = Plan(requests, connections, count, qps=qps, timeout=TIMEOUT if mood is Mood.VICIOUS else 20.0)
+        timeout = TIMEOUT if mood is Mood.VICIOUS else 20.0
+        plan = Plan((RequestSpec(server.url()),), connections, count, timeout=timeout, sequence_header=NUMBER)
+        plan = replace(plan, **changes)
         report = await run(plan, on_outcome=outcomes.append)
     record = server.record
     assert (record.broken, record.again, record.strays) == ([], [], 0)
@@ -36,8 +38,7 @@ async def send(count: int, connections: int, mood: Mood, qps: float | None = Non
     assert [got[hit] for hit in got if hit not in record.deeds] == [ErrorKind.DROPPED] * record.slammed
     assert SURPLUS_STATUS not in report.status
     assert Counter(report.status) + Counter(report.errors) == record.expected()
-    # A connection that was closed after its worker's last request was not wanted again.
-    assert record.idle_closed - plan.connections <= report.idle_closed <= record.idle_closed
+    assert report.idle_closed <= record.idle_closed
     # Not vacuous.
     assert set(mood.weights) <= set(record.deeds.values())
     assert record.slammed
@@ -47,7 +48,8 @@ async def send(count: int, connections: int, mood: Mood, qps: float | None = Non
 def send_on_uvloop(count: int, connections: int) -> None:
     """Once is enough: the time-outs have to be waited for."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        record, _ = runner.run(send(count, connections, Mood.VICIOUS))
+        record, report = runner.run(send(count, connections, Mood.VICIOUS))
+    assert record.idle_closed - connections <= report.idle_closed, "all but those after a worker's last request"
     assert Deed.RACED in record.deeds.values()
 
 
@@ -62,15 +64,28 @@ def test_counts_are_those_of_a_faulty_server_over_100_000_requests() -> None:
 
 
 async def test_connection_that_was_closed_while_idle_harms_no_request() -> None:
-    _, report = await send(500, 25, Mood.HASTY, qps=50.0)
-    assert report.idle_closed > 0
+    record, report = await send(500, 25, Mood.HASTY, qps=50.0)
+    assert max(1, record.idle_closed - 25) <= report.idle_closed
+
+
+TOO_OLD = pytest.mark.xfail(strict=True, reason="what comes of age before its first request is told as dropped")
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [{"per_connection": 3}, pytest.param({"lifetime": 0.00001}, marks=TOO_OLD), {"keepalive": False}],
+    ids=["requests", "age", "one request"],
+)
+async def test_connections_of_limited_use_change_nothing(limit: dict[str, Any]) -> None:
+    record, _ = await send(500, 25, Mood.HASTY, **limit)
+    assert record.connections > 150
 
 
 async def test_what_is_sent_again_is_what_a_kept_connection_dropped_and_is_told() -> None:
     outcomes: list[Outcome] = []
     async with faulty(Mood.HASTY, SEED) as server:
-        requests = tuple(RequestSpec(server.url(), headers=((NUMBER, str(number)),)) for number in range(1_000))
-        report = await run(Plan(requests, 50, 1_000, retry_stale=True), on_outcome=outcomes.append)
+        plan = Plan((RequestSpec(server.url()),), 50, 1_000, retry_stale=True, sequence_header=NUMBER)
+        report = await run(plan, on_outcome=outcomes.append)
     record = server.record
     assert (record.broken, record.strays) == ([], 0)
     assert set(Counter(record.again).values()) == {1}
@@ -84,11 +99,10 @@ async def test_what_is_sent_again_is_what_a_kept_connection_dropped_and_is_told(
     assert report.resent == sum(outcome.resent for outcome in outcomes)
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_the_command_counts_as_a_faulty_server_does(processes: str) -> None:
+def test_two_processes_count_as_a_faulty_server_does() -> None:
     async def load() -> tuple[Record, Any]:
         async with faulty(Mood.HASTY, SEED) as server:
-            flags = ["-n", "2000", "-c", "100", "-cpus", processes, "--sequence-header", NUMBER]
+            flags = ["-n", "2000", "-c", "100", "-cpus", "2", "--sequence-header", NUMBER]
             argv = [sys.executable, "-m", "loadtest", *flags, "--json", server.url()]
             process = await asyncio.create_subprocess_exec(*argv, stdout=PIPE, stderr=PIPE)
             out, _ = await process.communicate()
