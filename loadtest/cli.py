@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -104,6 +105,12 @@ _output = partial(click.option, cls=Option, group="What comes out")
     help="HTTP proxy: host:port, or http://user:password@host:port.",
 )
 @_how("-h2", "--http2", is_flag=True, help="HTTP/2.")
+@_how("--streams", type=_COUNT, default=10, help="Requests at a time on one connection, with HTTP/2. [10]")
+@_how(
+    "--cacert",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Trust the authorities of this PEM file, not those of the system.",
+)
 @_how("--unix", metavar="PATH", help="Connect to this unix socket.")
 @_how("--connect", type=Parsed("host:port", arguments.address), help="Connect here, not to the URL's host and port.")
 @_how("--insecure", "-k", is_flag=True, help="Do not verify certificates.")
@@ -133,7 +140,7 @@ _output = partial(click.option, cls=Option, group="What comes out")
     type=Parsed("condition", verdict.parse_condition),
     multiple=True,
     metavar="CONDITION",
-    help="Exit 1 when it holds: 'lost>0', 'p99>50ms', '5xx>0.1%', 'rps<1000'; repeatable.",
+    help="Exit 1 when it holds: 'lost>0', 'p99>50ms', '5xx>0.1%', 'rps<1000', 'invalid>0'; repeatable.",
 )
 @_output("--no-progress", is_flag=True, help="Do not show progress on the terminal.")
 @click.pass_context

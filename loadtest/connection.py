@@ -35,7 +35,8 @@ class Limits(NamedTuple):
         return cls(None if plan.lifetime is None else round(plan.lifetime * 1e9), requests)
 
     def reached(self, age_ns: int, requests: int) -> bool:
-        too_old = self.lifetime_ns is not None and age_ns >= self.lifetime_ns
+        """A connection has one request at least, however long opening it took, or none would ever be sent."""
+        too_old = self.lifetime_ns is not None and requests > 0 and age_ns >= self.lifetime_ns
         return too_old or (self.requests is not None and requests >= self.requests)
 
 

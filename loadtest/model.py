@@ -156,8 +156,8 @@ class Plan:
             raise PlanError("HTTP/2 without TLS does not go through a proxy")
         if self.duration is None and self.total is None:
             raise PlanError("give a number of requests or a duration")
-        if self.poisson and (self.rate is None or self.stages):
-            raise PlanError("Poisson gaps are for a constant rate: give one, and no stages")
+        if self.poisson and not self.open_loop:
+            raise PlanError("Poisson gaps are about an open loop: give a rate, or stages")
         if self.open_loop and self.qps is not None:
             raise PlanError("a total rate (open loop) and a rate for each worker exclude each other")
         amounts: dict[str, float | None] = {
@@ -264,6 +264,7 @@ class SelfCheck:
     loop_lag_ms: float | None = None  # p99 of how late the event loop ran what was due
     gc_pause_ms: float | None = None  # the longest
     cpu_share: float | None = None  # of one core, the busiest process
+    faults: tuple[str, ...] = ()  # of generating processes: what they had not told yet is not counted
 
 
 @dataclass(frozen=True)

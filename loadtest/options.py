@@ -51,6 +51,8 @@ class Options:
     sequence_header: str | None
     proxy: Proxy | None
     http2: bool
+    streams: int
+    cacert: Path | None
     unix: str | None
     connect: tuple[str, int] | None
     insecure: bool
@@ -73,7 +75,7 @@ class Options:
 OF_WEBSOCKETS = frozenset(
     {
         *("url", "websocket", "connections", "duration", "timeout", "headers", "user_agent", "host", "auth"),
-        *("connect", "insecure", "as_json", "no_progress"),
+        *("connect", "insecure", "cacert", "as_json", "no_progress"),
     }
 )
 
@@ -98,6 +100,8 @@ def plan(options: Options) -> Plan:
         poisson=options.poisson,
         processes=1 if options.output else options.processes,  # rows come in order, from the one process
         http2=options.http2,
+        streams=options.streams,
+        authorities=None if options.cacert is None else str(options.cacert),
         redirects=0 if options.disable_redirects else REDIRECTS,
         retry_stale=options.retry_stale,
         sequence_header=options.sequence_header,
@@ -119,6 +123,7 @@ def websocket_plan(options: Options) -> WebSocketPlan:
         message=None,
         timeout=options.timeout or _NO_LIMIT,
         verify_tls=not options.insecure,
+        authorities=None if options.cacert is None else str(options.cacert),
         dial=options.connect,
         headers=_common_headers(options),
     )
@@ -138,6 +143,7 @@ def _check(options: Options) -> None:
             "-q is a rate for each worker (closed loop): leave it out with --rate or --stages",
         ),
         (options.poisson and not open_loop, "--poisson is about an open loop: give --rate or --stages with it"),
+        (options.insecure and options.cacert is not None, "-k looks at no certificate: leave it or --cacert out"),
         (len(elsewhere) > 1, f"{' and '.join(elsewhere)} both say where to connect: give one of them"),
         (options.body is not None and options.body_file is not None, "-d and -D both give the body: give one of them"),
         (options.output is not None and options.as_json, "-o csv and --json both print to stdout: give one of them"),
@@ -153,7 +159,7 @@ def _check(options: Options) -> None:
 
 
 def _duration(options: Options) -> float | None:
-    """-z, or else as long as the stages take."""
+    """-z, or else as long as the stages take. A longer run goes on at their last rate."""
     if options.duration:
         return options.duration
     return sum(stage.duration for stage in options.stages) if options.stages else None

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple, Protocol
+from functools import cached_property, partial
+from typing import Protocol
 
-from loadtest.model import Plan, Stage
+from loadtest.model import Plan
 from loadtest.poisson import Poisson
+from loadtest.ramp import Ramp
 from loadtest.slot import LATE, SECOND, Slot, slot
 
 _TINY = 1e-9  # of a request: what floats may lose
@@ -90,57 +91,21 @@ class Ticks:
 
 @dataclass(frozen=True)
 class Ramps:
-    """Stages, in each of which the rate goes evenly to another: slot k is due when k requests are due by the area
-    under the rate. After the last stage there are none."""
+    """Slot k is due when k requests are due by a rate that changes. After the last stage there are none."""
 
-    begin: float  # a second, before the first stage
-    stages: tuple[Stage, ...]
+    ramp: Ramp
     total: int | None
 
     @cached_property
     def planned(self) -> int:
-        due = math.ceil(sum(piece.area for piece in self._pieces) - _TINY)
+        due = math.ceil(self.ramp.area - _TINY)
         return due if self.total is None else min(due, self.total)
 
-    @cached_property
-    def _pieces(self) -> tuple[_Piece, ...]:
-        pieces, at, count, rate = [], 0.0, 0.0, self.begin
-        for stage in self.stages:
-            piece = _Piece(at, count, stage.duration, rate, stage.rate)
-            pieces.append(piece)
-            at, count, rate = at + stage.duration, count + piece.area, stage.rate
-        return tuple(pieces)
-
     def pace(self, elapsed: int, hits: int) -> Slot | None:
-        if hits >= self.planned:
+        if hits >= self.planned or elapsed - LATE >= round(SECOND * self.ramp.duration):
             return None
-        piece = next((one for one in self._pieces if hits < one.before + one.area - _TINY), self._pieces[-1])
-        at = math.floor(SECOND * piece.due(hits))
-        end = self._pieces[-1]
-        if elapsed - LATE >= round(SECOND * (end.at + end.duration)):
-            return None
+        at = math.floor(SECOND * self.ramp.due(hits))
         return Slot(at, max(0, at - elapsed))
-
-
-class _Piece(NamedTuple):
-    """A stage, where it begins: after `at` s and `before` requests. Rates a second."""
-
-    at: float
-    before: float
-    duration: float
-    rate: float
-    until: float
-
-    @property
-    def area(self) -> float:
-        """How many requests are due in it."""
-        return self.duration * (self.rate + self.until) / 2
-
-    def due(self, hit: int) -> float:
-        """When so many requests are due, in s: the root of a quadratic, in the form that loses no digits."""
-        wanted, slope = max(0.0, hit - self.before), (self.until - self.rate) / self.duration
-        root = self.rate + math.sqrt(max(0.0, self.rate * self.rate + 2 * slope * wanted))
-        return self.at + (min(self.duration, 2 * wanted / root) if root else 0.0)
 
 
 def pacer(plan: Plan) -> Pacer:
@@ -148,9 +113,18 @@ def pacer(plan: Plan) -> Pacer:
     duration = None if plan.duration is None else round(plan.duration * SECOND)
     total = plan.total if duration is None else None
     if plan.stages:
-        return Ramps(plan.rate or 0.0, plan.stages, total)
+        ramp = Ramp(plan.rate or 0.0, plan.stages)
+        if plan.duration is not None:
+            ramp = ramp.lasting(plan.duration)
+        return Poisson(ramp.due, ramp.area, total, plan.seed) if plan.poisson else Ramps(ramp, total)
     if plan.rate is None:
         return ClosedLoop(total, duration)
     if plan.poisson:
-        return Poisson(plan.rate, total, duration, plan.seed)
+        area = math.inf if duration is None else plan.rate * duration / SECOND
+        return Poisson(partial(_evenly, plan.rate), area, total, plan.seed)
     return ConstantRate(plan.rate, total, duration)
+
+
+def _evenly(rate: float, count: float) -> float:
+    """When so many requests are due at a constant rate, in s."""
+    return count / rate

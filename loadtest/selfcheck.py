@@ -95,6 +95,7 @@ def self_check(
         why="; ".join(reasons) or _remark(plan, counted, skipped),
         loop_lag_ms=watched.loop_lag_ms,
         gc_pause_ms=watched.gc_pause_ms,
+        faults=faults,
         cpu_share=watched.cpu_share,
     )
 

@@ -1,7 +1,7 @@
 """Did the run pass? Pure.
 
-It fails on any error kind, any 5xx answer and any condition of the user's that holds. A 4xx alone is no
-failure. A condition on something that was not measured holds: unknown is not zero.
+It fails on any error kind, any 5xx answer, any condition of the user's that holds, and where not all was counted. A 4xx
+alone is no failure. A condition on something that was not measured holds: unknown is not zero.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _TIME = re.compile(
 _DISTRIBUTIONS = ("response", "service", "lag")
 _STATUS = re.compile(r"[1-9](xx|[0-9][0-9])")
 _COUNTS = ("lost", "sent", "answered", "skipped", "planned", "idle_closed", "resent", "redirected")
+_INVALID = "invalid"  # 1 for a run that missed its schedule because of the generator
 _LOST = "errors"  # another name of "lost": what the report calls so
 _MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "": 1.0}
 
@@ -62,6 +63,8 @@ class Condition:
     def _count(self, report: Report) -> int:
         if self.name in _COUNTS:
             return int(getattr(report, self.name))
+        if self.name == _INVALID:
+            return int(not report.self.valid)
         if self.name == _LOST:
             return report.lost
         if _STATUS.fullmatch(self.name):
@@ -95,9 +98,9 @@ def parse_condition(text: str) -> Condition:
         raise PlanError(f"condition {text!r} is not like 'lost>0', '5xx>0.1%' or 'p99>50ms'")
     name, op, number, unit = match.groups()
     is_time = _TIME.fullmatch(name) is not None
-    is_count = name in (*_COUNTS, _LOST, *ErrorKind) or _STATUS.fullmatch(name) is not None
+    is_count = name in (*_COUNTS, _INVALID, _LOST, *ErrorKind) or _STATUS.fullmatch(name) is not None
     if not (is_time or is_count or name == "rps"):
-        known = "lost, errors, 5xx, 404, a kind of error, rps, p99, service.max"
+        known = "lost, invalid, 5xx, 404, a kind of error, rps, p99, service.max"
         raise PlanError(f"condition {text!r}: nothing measured is called {name!r}; known are the likes of {known}")
     if (unit in ("us", "ms", "s") and not is_time) or (unit == "%" and not is_count):
         raise PlanError(f"condition {text!r}: {name} is not measured in {unit}")
@@ -108,5 +111,6 @@ def judge(report: Report, fail_if: Iterable[Condition] = ()) -> Verdict:
     reasons = [f"{count} {kind}" for kind, count in report.errors.items() if count]
     if server_errors := count_status(report, "5xx"):
         reasons.append(f"{server_errors} answers 5xx")
+    reasons += report.self.faults
     reasons += [condition.text for condition in fail_if if condition.holds(report)]
     return Verdict(tuple(reasons))

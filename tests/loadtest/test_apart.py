@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from loadtest.metrics import Metrics, Snapshot
 from loadtest.model import ErrorKind, Loss, Outcome, Plan, RequestSpec, SelfCheck
 from loadtest.runner import run, run_apart
+from loadtest.verdict import judge
 from loadtest.worker import Part
 from tests.loadtest import servers
 from tests.loadtest.servers import Peer, Received, serving
@@ -89,6 +90,7 @@ async def test_a_process_that_dies_makes_the_run_invalid() -> None:
         report = await run_apart(plan_for(server.url()))
     assert not report.self.valid
     assert "process 0 died" in report.self.why
+    assert any("process 0 died" in reason for reason in judge(report).reasons), "nobody takes that for a pass"
 
 
 def _is_child(pid: str) -> bool:

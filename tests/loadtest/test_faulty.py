@@ -68,12 +68,9 @@ async def test_connection_that_was_closed_while_idle_harms_no_request() -> None:
     assert max(1, record.idle_closed - 25) <= report.idle_closed
 
 
-TOO_OLD = pytest.mark.xfail(strict=True, reason="what comes of age before its first request is told as dropped")
-
-
 @pytest.mark.parametrize(
     "limit",
-    [{"per_connection": 3}, pytest.param({"lifetime": 0.00001}, marks=TOO_OLD), {"keepalive": False}],
+    [{"per_connection": 3}, {"lifetime": 0.00001}, {"keepalive": False}],
     ids=["requests", "age", "one request"],
 )
 async def test_connections_of_limited_use_change_nothing(limit: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,6 +89,13 @@ def test_attributes_are_bounded() -> None:
 )
 def test_exit_status(report: Report, exit_status: int) -> None:
     assert judge(report).exit_status == exit_status
+
+
+def test_a_run_that_the_generator_spoilt_fails_where_that_is_asked_for() -> None:
+    spoilt = replace(MIXED, status={200: 1}, errors={}, self=SelfCheck(1.0, valid=False, why="too busy"))
+    assert judge(spoilt).passed
+    assert judge(spoilt, [parse_condition("invalid>0")]).reasons == ("invalid>0",)
+    assert not parse_condition("invalid>0").holds(MIXED)
 
 
 @pytest.mark.parametrize(
