@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from itertools import islice
 from string import Template
+from typing import NamedTuple
 
 from loadtest import chart
 from loadtest.chart import Mark, milliseconds
@@ -20,6 +21,14 @@ _TIMES = ("min", "mean", "p50", "p90", "p95", "p99", "p999", "max")
 _MOST_ROWS = 1_000
 
 
+class Listing(NamedTuple):
+    """A table under a title of its own."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 def to_html(
     report: Report,
     *,
@@ -27,9 +36,12 @@ def to_html(
     verdict: Verdict | None = None,
     title: str = "Load test",
     marks: Sequence[Mark] = (),
+    listings: Sequence[Listing] | None = None,
 ) -> str:
-    """`marks`: seconds since the start of the run, and what began then: the phases of a deploy, say."""
-    body = joined(_body(report, plan, verdict, title, sorted(marks)))
+    """`marks`: seconds since the start of the run, and what began then: the phases of a deploy, say. `listings`: from
+    who knows more of what was lost than the report does, in place of its list."""
+    lost = _lost(report, marks) if listings is None else listings
+    body = joined(_body(report, plan, verdict, title, sorted(marks), lost))
     return _frame().substitute(title=joined([title]), body=body)
 
 
@@ -39,7 +51,12 @@ def _frame() -> Template:
 
 
 def _body(
-    report: Report, plan: Plan | None, verdict: Verdict | None, title: str, marks: Sequence[Mark]
+    report: Report,
+    plan: Plan | None,
+    verdict: Verdict | None,
+    title: str,
+    marks: Sequence[Mark],
+    listings: Sequence[Listing],
 ) -> Iterator[Markup]:
     yield _header(report, plan, verdict, title)
     if verdict is not None and not verdict.passed:
@@ -51,8 +68,8 @@ def _body(
         yield tag("section", tag("div", picture, class_="chart"))
     yield tag("div", *_tables(report, plan, marks), class_="columns")
     yield _section("Times", table(("", *_TIMES), _latencies(report)))
-    if report.losses:
-        yield _section(_lost_title(report), _lost_table(report, marks))
+    for one in listings:
+        yield _section(one.title, table(one.headings, one.rows, numbers=False))
     yield tag("footer", "Response time counts from when a request was due, service time from its first byte written.")
 
 
@@ -175,21 +192,28 @@ def _latencies(report: Report) -> Iterator[list[str]]:
             yield [name, *(milliseconds(getattr(latency, time)) for time in _TIMES)]
 
 
+def clock(at: float) -> str:
+    """A time of the day, in UTC, to the millisecond."""
+    return f"{datetime.fromtimestamp(at, UTC):%H:%M:%S.%f}"[:-3]
+
+
 def _lost_title(report: Report) -> str:
     shown = min(len(report.losses), _MOST_ROWS)
     return "Lost requests" if shown == report.lost else f"Lost requests: the first {shown:,} of {report.lost:,}"
 
 
-def _lost_table(report: Report, marks: Sequence[Mark]) -> Markup:
+def _lost(report: Report, marks: Sequence[Mark]) -> Sequence[Listing]:
+    if not report.losses:
+        return ()
     headings = ["At", "Time (UTC)", "Kind", "Request", "Connection", *(["Phase"] if marks else []), "What happened"]
-    rows = (_lost_row(loss, report, marks) for loss in report.losses[:_MOST_ROWS])
-    return table(headings, rows, numbers=False)
+    rows = [tuple(_lost_row(loss, report, sorted(marks))) for loss in report.losses[:_MOST_ROWS]]
+    return (Listing(_lost_title(report), headings, rows),)
 
 
 def _lost_row(loss: Loss, report: Report, marks: Sequence[Mark]) -> Iterator[str]:
     since = loss.at - report.began_at
     yield f"{since:.3f} s"
-    yield f"{datetime.fromtimestamp(loss.at, UTC):%H:%M:%S.%f}"[:-3]
+    yield clock(loss.at)
     yield loss.kind.value
     yield f"{loss.hit:,}"
     yield "-" if loss.connection is None else str(loss.connection)

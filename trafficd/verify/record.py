@@ -16,6 +16,8 @@ from trafficd.verify.phases import Begun, Span, Timeline
 from trafficd.verify.target import Target
 from trafficd.verify.verdict import Sockets, State, Wanted
 
+CUT = "cut"  # the kind of a stream that ended without a close frame
+
 
 @dataclass(frozen=True)
 class Latencies:
@@ -171,5 +173,5 @@ def lost_request(loss: Loss, target: Target, timeline: Timeline) -> Lost:
 def cut_stream(at: float, path: str, detail: str, timeline: Timeline) -> Lost:
     moment = timeline.at(at)
     return Lost(
-        at=at, kind="cut", request=f"WebSocket {path}", upstream=moment.upstream, phase=moment.text, detail=detail
+        at=at, kind=CUT, request=f"WebSocket {path}", upstream=moment.upstream, phase=moment.text, detail=detail
     )
