@@ -260,6 +260,47 @@ async def test_a_load_generator_that_breaks_in_mid_rollout_is_said_and_nothing_i
     assert (versions(home), home.driver.cancelled) == ({"v2"}, 0)
 
 
+# -- given up ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["v2", None])
+async def test_one_given_up_in_its_warm_up_touches_nothing(begin: Begin, version: str | None) -> None:
+    home = await begin(web=checked(verify={"warm_up": 30.0}))
+    name = await started(home, version=version)
+    await at_stage(home, "warm_up")
+    told = await trafficd(home, "abort", "web")
+    assert (told.exit_code, told.stderr, told.stdout) == (0, "", f"{name} of web is given up\n")
+    found = await verdict(home, name)
+    assert (found["state"], found["rollout"], found["steps"]) == ("failed", None, [])
+    assert "given up by" in found["reasons"][0]
+    assert "nothing was touched" in found["reasons"][0]
+    assert not home.driver.swaps
+    assert home.load.running == 0
+    again = await home.post(f"{VERIFICATIONS}/{name}/abort", {})
+    assert (again.status, "nothing to give up" in again.detail) == (409, True)
+
+
+async def test_a_cycle_given_up_ends_with_every_upstream_in_traffic(home: Home) -> None:
+    name = await started(home, version=None)
+    await at_stage(home, "cycle")
+    assert (await home.post(f"{VERIFICATIONS}/{name}/abort", {}, X_Trafficd_Actor="eve")).status == 200
+    found = await verdict(home, name)
+    assert found["state"] == "failed"
+    assert "given up by eve" in found["reasons"][0]
+    drained = [one["upstream"] for one in found["steps"] if one["step"] == "drain"]
+    assert len(drained) < 3
+    assert not any(one.drained for one in home.engine.state.upstreams.values())
+
+
+async def test_one_whose_rollout_is_under_way_is_given_up_by_that(home: Home) -> None:
+    name = await at_swap(home)
+    answer = await home.post(f"{VERIFICATIONS}/{name}/abort", {})
+    assert answer.status == 409
+    assert "trafficd abort web" in answer.detail
+    go_on(home)
+    assert (await verdict(home, name))["state"] == "passed"
+
+
 # -- refused -----------------------------------------------------------------------------------------------
 
 

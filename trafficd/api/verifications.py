@@ -68,6 +68,10 @@ class VerificationApi:
     async def one(self, request: web.Request) -> web.StreamResponse:
         return answer(verification_view(await self._verifier().get(part(request, "verification"))))
 
+    async def give_up(self, request: web.Request) -> web.StreamResponse:
+        name = part(request, "verification")
+        return answer(verification_view(await self._verifier().give_up(name, actor(request))))
+
     async def newest(self, request: web.Request) -> web.StreamResponse:
         service = request.query.get("service")
         if service is not None:
@@ -93,6 +97,8 @@ class VerificationApi:
             Endpoint("GET", "/v1/verifications", "The newest verifications", self.newest, VerificationList,
                      problems=(404, 422), query=NEWEST),
             Endpoint("GET", one, "One verification, as it stands", self.one, VerificationView, problems=(404,)),
+            Endpoint("POST", one + "/abort", "Give up one that is in its warm-up, or drains upstreams", self.give_up,
+                     VerificationView, problems=(404, 409)),
             Endpoint("GET", one + "/page", "One that has ended, as a page for people", self.page,
                      problems=(404, 409), media="text/html"),
         ]  # fmt: skip

@@ -102,10 +102,29 @@ def _rollout_of(client: Client, name: str | None) -> str:
 @click.option("--no-revert", is_flag=True, help="Leave replaced instances as they are, out of traffic.")
 @connected
 def abort(options: Options, rollout: str | None, no_revert: bool) -> None:
-    """All traffic to the old version, at once. ROLLOUT is an id or a service; without it, the live one."""
+    """All traffic to the old version, at once. ROLLOUT is an id or a service; without it, the live one.
+
+    A verification whose rollout has not begun yet is given up.
+    """
     client = options.client()
-    path = f"/v1/rollouts/{_rollout_of(client, rollout)}/abort"
+    try:
+        path = f"/v1/rollouts/{_rollout_of(client, rollout)}/abort"
+    except ConflictError:
+        verification = _verification_of(client, rollout)
+        if verification is None:
+            raise
+        given_up = client.call("POST", f"/v1/verifications/{verification}/abort", {}, actor())
+        options.say(given_up, lambda view: f"{view['id']} of {view['service']} is given up")
+        return
     options.say(client.call("POST", path, {"revert": not no_revert}, actor()), show.rollout)
+
+
+def _verification_of(client: Client, service: str | None) -> str | None:
+    """The one that is under way; None where there is none, or several."""
+    query = "" if service is None else f"?service={name_in_path(service)}"
+    found = client.call("GET", f"/v1/verifications{query}")["verifications"]
+    live = [one["id"] for one in found if one["state"] == "running"]
+    return str(live[0]) if len(live) == 1 else None
 
 
 def _action(name: str, text: str) -> click.Command:

@@ -64,7 +64,7 @@ def verify(
         found = _follow(client, found, live=not options.as_json)
     except KeyboardInterrupt:
         raise TrafficdError(
-            f"no longer watching; verification {found['id']} goes on. To give its rollout up: trafficd abort {service}"
+            f"no longer watching; verification {found['id']} goes on. To give it up: trafficd abort {service}"
         ) from None
     options.say(found, verification)
     if page is not None:

@@ -74,6 +74,8 @@ class Conductor:
         self._flows = asyncio.Event()
         self._certain = asyncio.Event()  # that it has failed
         self._aborted = False  # by us
+        self._given_up = ""  # who has given the verification up
+        self._halt = asyncio.Event()  # it was
 
     @property
     def _actor(self) -> str:
@@ -82,6 +84,21 @@ class Conductor:
     @property
     def _reverts(self) -> bool:
         return self.settings.on_fail == "revert"
+
+    def give_up(self, actor: str) -> None:
+        """End it as failed: in the warm-up at once, in a cycle after the upstream in work. Raises `ConflictError` where
+        there is nothing to be given up but the rollout."""
+        stage = self.record.stages[-1].stage if self.record.stages else Stage.WARM_UP
+        if stage not in (Stage.WARM_UP, Stage.CYCLE):
+            raise ConflictError(
+                f"{self.record.id} is past its warm-up: to give up its rollout, trafficd abort {self.record.service}"
+            )
+        self._given_up = actor or "somebody"
+        self._halt.set()
+
+    def _refuse_given_up(self) -> None:
+        if self._halt.is_set():
+            raise _UnfitError(f"given up by {self._given_up} in the warm-up; nothing was touched")
 
     # -- what is known now -----------------------------------------------------------------------------
 
@@ -144,10 +161,11 @@ class Conductor:
         await self._stage(Stage.WARM_UP)
         self._before = await self.load.send(
             self.target.warm_up(self.settings.warm_up),
-            stop=asyncio.Event(),
+            stop=self._halt,
             on_loss=self._lost,
             on_progress=self._warmed,
         )
+        self._refuse_given_up()
         reasons = unfit(self.target.wanted, self._before, self._sockets)
         if reasons:
             self._note("this was in the warm-up: nothing was touched")
@@ -249,6 +267,7 @@ class Conductor:
 
     async def _rolled_out(self, begin: Begin) -> str | None:
         """The rollout, to its end; why that is no success, or None."""
+        self._refuse_given_up()
         await self._stage(Stage.ROLLOUT)
         try:
             rollout = await begin()
@@ -297,8 +316,9 @@ class Conductor:
         self._rollouts[rollout] = folded
         return folded
 
-    async def _cycled(self) -> None:
-        """Drain each upstream that serves, and make it ready again."""
+    async def _cycled(self) -> str | None:
+        """Drain each upstream that serves, and make it ready again; why not all of them, or None."""
+        self._refuse_given_up()
         await self._stage(Stage.CYCLE)
         names = serving(self.operator.state)
         if len(names) < 2:
@@ -306,9 +326,12 @@ class Conductor:
         for name in names:
             if self._certain.is_set() and self._reverts:
                 self._note(f"{name} and those after it were not drained any more")
-                return
+                return None
+            if self._halt.is_set():
+                return f"given up by {self._given_up}: {name} and those after it were not drained"
             self.operator.refuse_busy()  # whose rollout began meanwhile goes first
             await self._cycle(name)
+        return None
 
     async def _cycle(self, name: str) -> None:
         self.record = replace(self.record, cycling=name)

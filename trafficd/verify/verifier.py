@@ -152,6 +152,14 @@ class Verifier:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def give_up(self, name: str, actor: str) -> Verification:
+        """End one that is under way; how it stands. Raises `NotFoundError`, `ConflictError`."""
+        live = next((one for one in self._live.values() if one.record.id == name), None)
+        if live is None:
+            raise ConflictError(f"verification {name} is {(await self.get(name)).state}: there is nothing to give up")
+        live.give_up(actor)
+        return live.view()
+
     # -- look ------------------------------------------------------------------------------------------
 
     @property
