@@ -19,11 +19,9 @@ import click
 import uvloop
 from click.core import ParameterSource
 
-from loadtest import arguments, hdrlog, pipes, report, runner, verdict
+from loadtest import arguments, pipes, report, runner, verdict
 from loadtest import options as flags
 from loadtest.command import Command, NewFile, OldFile, Option, Parsed
-from loadtest.csv import Rows
-from loadtest.html import to_html
 from loadtest.model import LoadtestError, Plan, PlanError, Report
 from loadtest.options import Options
 
@@ -166,8 +164,12 @@ def _load(options: Options) -> bool:
     measured = _measure(plan, options)
     judged = verdict.judge(measured, options.fail_if)
     if options.html is not None:
+        from loadtest.html import to_html
+
         options.html.write_text(to_html(measured, plan=plan, verdict=judged), encoding="utf-8")
     if options.hdr is not None:
+        from loadtest import hdrlog
+
         options.hdr.write_text(hdrlog.to_log(measured), encoding="ascii")
     if options.as_json:
         _print(report.to_json(measured) + "\n")
@@ -178,7 +180,11 @@ def _load(options: Options) -> bool:
 
 
 def _measure(plan: Plan, options: Options) -> Report:
-    rows = Rows(sys.stdout, time.monotonic_ns()) if options.output == "csv" else None
+    rows = None
+    if options.output == "csv":
+        from loadtest.csv import Rows
+
+        rows = Rows(sys.stdout, time.monotonic_ns())
     shown = not options.no_progress and sys.stderr.isatty() and not (rows is not None and sys.stdout.isatty())
     on_outcome = None if rows is None else rows.add
 

@@ -43,11 +43,12 @@ class Limits(NamedTuple):
 class Connection(asyncio.Protocol):
     __slots__ = (
         "_careful", "_expect", "_feed", "_first_byte_ns", "_held", "_held_timer", "_lane", "_limits", "_on_lost",
-        "_opened_ns", "_reader", "_requests", "_transport", "_wire", "_write", "number", "open", "plain", "retired",
-        "spoke_unasked",
+        "_opened_ns", "_plain_answer", "_reader", "_requests", "_send_at_once", "_transport", "_wire", "_write",
+        "number", "open", "plain", "retired", "spoke_unasked",
     )  # fmt: skip
     _wire: Wire  # that was written last
     _careful: bool  # it, or a limit, may ask for the connection's end
+    _plain_answer: bool  # neither does, and not a byte of the answer has come yet
     _write: Callable[[bytes], None]
 
     def __init__(
@@ -56,6 +57,7 @@ class Connection(asyncio.Protocol):
         self.number = -1  # set by who opened it
         self.open = False  # a request may be written, as far as the event loop has told us
         self.plain: socket.socket | None = None  # the socket, without TLS; set by who opened it
+        self._send_at_once: Callable[[bytes], int] | None = None  # writes to it, as long as that takes all
         self.retired = False  # closed as it has reached a limit
         self._limits = limits
         self._opened_ns = 0
@@ -68,6 +70,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._lane: Requester | None = None  # whose request is under way
         self._first_byte_ns = 0
+        self._plain_answer = False
         self._held = b""  # the body, while it waits for "100 Continue"
         self._held_timer: asyncio.TimerHandle | None = None
 
@@ -80,11 +83,25 @@ class Connection(asyncio.Protocol):
 
     def send(self, wire: Wire, lane: Requester) -> None:
         self._lane = lane
-        self._wire = wire
-        self._careful = wire.special or self._limits is not None
-        self._first_byte_ns = 0
-        self._expect(wire.head_only)
-        self._write(wire.data)
+        if not self._plain_answer or wire is not self._wire:
+            self._wire = wire
+            self._careful = wire.special or self._limits is not None
+            self._plain_answer = not self._careful
+            self._first_byte_ns = 0
+            self._expect(wire.head_only)
+        data = wire.data
+        if (send := self._send_at_once) is None:
+            self._write(data)
+        else:
+            # The transport would wait until all that has just arrived is dealt with, which would count as the server's
+            # time. What the socket does not take is the transport's, and so is its error.
+            try:
+                written = send(data)
+            except OSError:
+                written = 0
+            if written < len(data):
+                self._send_at_once = None  # what follows goes in order
+                self._write(data[written:])
         if self._careful and wire.held:
             self._held = wire.held
             self._held_timer = asyncio.get_running_loop().call_later(_CONTINUE_WAIT, self._release_body)
@@ -107,12 +124,20 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class
-        self._write = self._transport.write if self.plain is None else self._write_at_once
+        self._write = self._transport.write
+        self._send_at_once = None if self.plain is None else self.plain.send
         self._opened_ns = monotonic_ns()
         self.open = True
 
     def data_received(self, data: bytes) -> None:
         lane = self._lane
+        reader = self._reader
+        if data == reader.same and self._plain_answer and lane is not None:
+            self._lane = None
+            head = reader.same_head
+            lane.answered(head, head.length or 0, 0)
+            return
+        self._plain_answer = False
         if lane is None:  # the next request could take it for its answer
             self.spoke_unasked = True
             self.abort()
@@ -124,7 +149,6 @@ class Connection(asyncio.Protocol):
             self._fail(Failure(ErrorKind.PROTOCOL, str(error)))
             return
         if complete:
-            reader = self._reader
             self._lane = None
             if self._careful or not reader.keep:
                 self._look_twice()
@@ -140,19 +164,6 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(exc)
         self._on_lost(self)
-
-    def _write_at_once(self, data: bytes) -> None:
-        """The transport would wait until all that has just arrived is dealt with, which would count as the server's
-        time. What the socket does not take is the transport's, and so is its error."""
-        assert self.plain is not None
-        assert self._transport is not None
-        try:
-            written = self.plain.send(data)
-        except OSError:
-            written = 0
-        if written < len(data):
-            self._write = self._transport.write  # in order
-            self._write(data[written:])
 
     # the state of the exchange
 

@@ -8,6 +8,7 @@ counts, which loses nothing. Extremes and the mean are exact.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -57,15 +58,17 @@ class Histogram:
         """Record many times: what they have in common is done once, and most of the rest within C."""
         if not times:
             return
-        least = min(times)
-        if least < 0:
+        times = sorted(times)
+        if times[0] < 0:
             times = [max(0, ns) for ns in times]
-            least = 0
-        self._grow(len(times), sum(times), least, max(times))
-        if least < 2048:
-            self.counts.update(map(bucket, times))
-        else:
-            self.counts.update([((shift := ns.bit_length() - 11) << 10) + (ns >> shift) for ns in times])
+        self._grow(len(times), sum(times), times[0], times[-1])
+        begin = 0
+        while begin < len(times):  # those of one power of two at a time: their buckets differ by nothing but the time
+            shift = max(0, times[begin].bit_length() - 11)
+            end = bisect_left(times, 2048 << shift, begin)
+            base = shift << 10
+            self.counts.update([base + (ns >> shift) for ns in times[begin:end]])
+            begin = end
 
     def merge(self, other: Histogram) -> None:
         self.add(other.counts.items(), other.count, other.total, other.smallest, other.largest)

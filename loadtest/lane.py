@@ -125,14 +125,14 @@ class Lane:
             self._tell(now, head, None, size, first_byte_ns)
         if self._dialled is not _AT_ONCE or not self.hit & _SAMPLED:
             self._sample(first_byte_ns or now, now)
+            self._dialled = _AT_ONCE
+            self._resent = False  # for what is sent again is dialled anew
         carrier = self._carrier
         if wire is not self._fixed or carrier is None or not carrier.open:
             self._next(now)
         elif self._take(self, now):  # the same again, on the same connection: as `_go` does it, in fewer steps
             self._started_ns = self._sent_ns = now
             self.deadline_ns = now + self._timeout_ns
-            self._dialled = _AT_ONCE
-            self._resent = False
             carrier.send(wire, self)
             if not self.hit & _SAMPLED:
                 self._write_ns = monotonic_ns() - now

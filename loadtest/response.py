@@ -69,11 +69,15 @@ class ResponseReader:
 
     `expect` when a request is written, then `feed` until it says that the response is complete, then `expect` again;
     `finish` when the connection ends before that. After a `BadResponseError` the connection is of no use.
+
+    `same` is a response as it came before, in one piece; the connection was of use after it. To a request like that
+    one, of whose answer nothing has come yet, these bytes and no others are that response again, with `same_head` and
+    all of its body: who sees that need not `feed` them, and not `expect` the next one.
     """
 
     __slots__ = (
-        "_answers", "_attribute", "_bare", "_bodiless", "_known", "_left", "_rest", "_same", "_same_head", "_searched",
-        "_state", "head", "keep", "size", "surplus",
+        "_answers", "_attribute", "_bare", "_bodiless", "_known", "_left", "_rest", "_searched", "_state", "head",
+        "keep", "same", "same_head", "size", "surplus",
     )  # fmt: skip
 
     def __init__(self, attribute: str | None = None) -> None:
@@ -83,8 +87,8 @@ class ResponseReader:
         self._known = self._answers  # heads by their bytes, of answers to the method that is expected
         self._bodiless = False
         self._state = _DONE
-        self._same: bytes | None = None  # the response before, where it came in one piece and may come so again
-        self._same_head = _NONE
+        self.same: bytes | None = None  # the response before, where it came in one piece and may come so again
+        self.same_head = _NONE
         self._left = 0  # bytes that are to come of this body or chunk, or that may come of trailers
         self._rest = b""  # what came of a line or head that is not whole yet
         self._searched = 0  # bytes of it that no blank line begins in
@@ -98,7 +102,7 @@ class ResponseReader:
         if head is not self._bodiless:
             self._bodiless = head
             self._known = self._bare if head else self._answers
-            self._same = None
+            self.same = None
         self._state = _WAITING
         self.head = _NONE
         self.size = 0
@@ -120,12 +124,6 @@ class ResponseReader:
     def feed(self, data: bytes) -> bool:
         """True once the response is complete; what came after it is `surplus`. Raises `BadResponseError`."""
         if not self._state:
-            if data == self._same:
-                self.head = same = self._same_head
-                self.size = same.length or 0
-                self.keep = True
-                self._state = _DONE
-                return True
             end = data.find(b"\r\n\r\n") + 4
             head = self._known.get(data[:end])
             if head is not None:
@@ -135,7 +133,7 @@ class ResponseReader:
                     self.keep = head.keep and not self.surplus
                     self._state = _DONE
                     if self.keep and len(data) <= _LONGEST_REMEMBERED:
-                        self._same, self._same_head = data, head
+                        self.same, self.same_head = data, head
                     return True
                 self._begin_body(head)
                 return self._read(data, end)
@@ -159,7 +157,7 @@ class ResponseReader:
                 return False
         if at < len(data):
             self.surplus += data[at:]
-            self._same = None
+            self.same = None
         self.keep = self.head.keep and not self.surplus
         return self.headed
 
