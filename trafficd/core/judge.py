@@ -133,7 +133,7 @@ class Judge:
 
 @dataclass
 class AbsoluteLimit:
-    """Is the canary's rate of bad requests above `limit`? The comparison is blind when both arms are broken; this is not.
+    """Is the canary's rate of bad requests above `limit`? A comparison is blind when both arms are broken.
 
     The bets are odds, as above: a rate whose odds are 1.5 to 30 times those of the limit. Never says PASS.
     """
