@@ -32,6 +32,9 @@ class Counts(NamedTuple):
     bad: int = 0
 
 
+NOTHING = Counts()
+
+
 class Metric(NamedTuple):
     """What is known of one metric: E against "the canary is no worse than tolerated", and the proofs towards a PASS."""
 
@@ -160,7 +163,11 @@ class Panel:
         if others * self.beta >= 1:
             worst = max(metrics[1:], key=lambda metric: metric.evidence)
             return Verdict.HOLD, f"{worst.name} leans towards a canary that is worse (E = {worst.evidence:.3g})"
-        proofs = [f"{metric.name}: not so that {metric.proof.claim}" for metric in required if metric.proof]
+        proofs = [
+            f"{metric.name}: {metric.proof.claim} (E = {metric.proof.evidence:.3g})"
+            for metric in required
+            if metric.proof
+        ]
         return Verdict.PASS, "; ".join(proofs)
 
     def _metrics(self) -> tuple[Metric, ...]:
@@ -174,7 +181,7 @@ class Panel:
         metrics.append(Metric(IN_FLIGHT, flight.judge.evidence, canary, stable, flight.judge.proofs))
         if self._limit is not None:
             errors = self._counted[ERRORS]
-            metrics.append(Metric(ERROR_LIMIT, self._limit.evidence, errors.canary, Counts(), ()))
+            metrics.append(Metric(ERROR_LIMIT, self._limit.evidence, errors.canary, NOTHING, ()))
         return tuple(metrics)
 
 
@@ -182,8 +189,8 @@ class Panel:
 class Counted:
     """The sums over all ticks of one metric."""
 
-    canary: Counts = Counts()
-    stable: Counts = Counts()
+    canary: Counts = NOTHING
+    stable: Counts = NOTHING
     repeats: int = 0
 
     def add(self, canary: Counts, stable: Counts, repeats: int) -> None:

@@ -35,7 +35,7 @@ class Verdict(StrEnum):
 
 
 class Proof(NamedTuple):
-    """What a PASS rests on: the evidence against `claim`, which is enough at `needed`."""
+    """What a PASS rests on: the evidence for `claim` (against its contrary), which is enough at `needed`."""
 
     claim: str
     evidence: float
@@ -117,8 +117,8 @@ class Judge:
         """The two ways to PASS, the relative one first."""
         needed = 1 / self.beta
         return (
-            Proof(f"the odds of a bad request are {self.margin:g} times the stable's", self._better.evidence, needed),
-            Proof(f"{100 * self.p_max:g} % of its requests are bad", self._rare.evidence, needed),
+            Proof(f"odds of a bad request below {self.margin:g} times the stable's", self._better.evidence, needed),
+            Proof(f"less than {100 * self.p_max:g} % bad requests", self._rare.evidence, needed),
         )
 
     @property
