@@ -71,7 +71,7 @@ def test_pass_because_errors_are_rare() -> None:
     """The bets 0, p_max/4 and p_max/2 averaged take 363 requests where the bet 0 alone takes 299."""
     judge = Judge()
     needed = next(number for number in range(1, 1000) if judge.tick(1, 0, 19, 0) is Verdict.PASS)
-    assert needed == 364
+    assert needed == 363
     relative, rare = judge.proofs
     assert rare.holds
     assert not relative.holds
@@ -214,7 +214,11 @@ def test_too_many_errors_gain_no_proof_on_average(total: int, rate: float) -> No
     assert mean_of(above, min(rate, 0.05)) <= 1 + 1e-9
 
 
-@given(arms, st.data(), st.sampled_from([1.0, *WORSE_BETS, *BETTER_BETS, 60.0]))
+@given(
+    st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    st.data(),
+    st.sampled_from([1.0, *WORSE_BETS, *BETTER_BETS, 60.0]),
+)
 def test_the_normaliser_is_the_sum_it_stands_for(arms: tuple[int, int], data: st.DataObject, odds: float) -> None:
     canary, stable = arms
     bad = data.draw(st.integers(0, canary + stable))

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 LARGEST_LOG = 700.0
+SHORT = 32  # so few terms stay in the range of a float without logarithms, up to ten million requests
 NEGLIGIBLE = 1e-17  # a term this much smaller than its sum no longer changes a float
 
 
@@ -51,12 +52,39 @@ def log_mean_exp(logs: list[float]) -> float:
     return top + math.log(math.fsum(math.exp(log - top) for log in logs) / len(logs))
 
 
-def log_normaliser(odds: float, canary: int, stable: int, bad: int) -> float:
-    """ln of Z(w) = sum over y of C(canary, y) C(stable, bad - y) w^y, but for a constant that does not depend on w.
+def log_normalisers(all_odds: Iterable[float], canary: int, stable: int, bad: int) -> dict[float, float]:
+    """ln of Z(w) = sum over y of C(canary, y) C(stable, bad - y) w^y for each w, but for a constant of the counts alone.
 
     Z normalises Fisher's noncentral hypergeometric distribution: of `bad` bad requests, y are the canary's, when the
-    odds of a bad one are w times the stable's. The sum starts at its greatest term and goes outwards until the rest is
-    lost in rounding (the terms are log-concave), so a tick of thousands of bad requests needs a few hundred terms.
+    odds of a bad one are w times the stable's.
+    """
+    low, high = max(0, bad - stable), min(canary, bad)
+    if high - low >= SHORT:
+        return {odds: _log_sum_outwards(odds, canary, stable, bad) for odds in all_odds}
+    spare = stable - bad
+    weights = [1.0]
+    for y in range(low, high):
+        weights.append(weights[-1] * (canary - y) * (bad - y) / ((y + 1) * (spare + y + 1)))
+    weights.reverse()
+    return {odds: low * math.log(odds) + math.log(_polynomial(weights, odds)) for odds in all_odds}
+
+
+def log_normaliser(odds: float, canary: int, stable: int, bad: int) -> float:
+    """The same for one w."""
+    return log_normalisers((odds,), canary, stable, bad)[odds]
+
+
+def _polynomial(coefficients: list[float], at: float) -> float:
+    value = 0.0
+    for coefficient in coefficients:
+        value = value * at + coefficient
+    return value
+
+
+def _log_sum_outwards(odds: float, canary: int, stable: int, bad: int) -> float:
+    """ln of Z for many terms: starts at the greatest and goes outwards until the rest is lost in rounding.
+
+    The terms are log-concave, so a tick of thousands of bad requests needs a few hundred of them.
     """
     low, high = max(0, bad - stable), min(canary, bad)
     mode = min(max(_mode(odds, canary, stable, bad), low), high)

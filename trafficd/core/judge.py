@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from trafficd.core.evidence import Bets, log_binomial_factor, log_normaliser
+from trafficd.core.evidence import Bets, log_binomial_factor, log_normalisers
 
 WORSE_BETS = (1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 BETTER_BETS = (2 / 3, 1 / 2, 1 / 4)
@@ -98,7 +98,7 @@ class Judge:
         return self.verdict
 
     def _compare(self, canary: int, canary_bad: int, stable: int, stable_bad: int) -> None:
-        z = {odds: log_normaliser(odds, canary, stable, canary_bad + stable_bad) for odds in self._odds}
+        z = log_normalisers(self._odds, canary, stable, canary_bad + stable_bad)
         for bets, null in ((self._worse, self.tolerated_odds), (self._better, self.margin)):
             bets.multiply(canary_bad * math.log(bet) - z[bet * null] + z[null] for bet in bets.bets)
 
