@@ -53,7 +53,7 @@ def log_mean_exp(logs: list[float]) -> float:
 
 
 def log_normalisers(all_odds: Iterable[float], canary: int, stable: int, bad: int) -> dict[float, float]:
-    """ln of Z(w) = sum over y of C(canary, y) C(stable, bad - y) w^y for each w, but for a constant of the counts alone.
+    """ln of Z(w) = sum over y of C(canary, y) C(stable, bad - y) w^y for each w, but for one constant of the counts.
 
     Z normalises Fisher's noncentral hypergeometric distribution: of `bad` bad requests, y are the canary's, when the
     odds of a bad one are w times the stable's.
