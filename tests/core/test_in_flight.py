@@ -103,15 +103,23 @@ def test_counts_are_of_cohorts_and_every_request_is_in_one() -> None:
     assert (watch.canary, watch.canary_open, watch.stable, watch.stable_open) == (3, 2, 3, 1)
 
 
-def test_unknown_counts_and_silence_judge_nothing() -> None:
+def test_an_unknown_count_judges_nothing_and_loses_nothing() -> None:
     watch = InFlight(Judge())
     watch.sample(0.0, 0, 0)
-    watch.sample(1.0, None, 0)
-    assert [watch.sample(at, 50, 0) for at in (2.0, 3.0, 4.0)] == [0, 0, 0]
-    assert watch.judge.evidence == 1
-    blind = InFlight(Judge())
+    assert [watch.sample(at, 5, None) for at in (1.0, 2.0, 9.0)] == [0, 0, 0]
+    watch.ended(Arm.STABLE, 0.5, 0.6)
+    watch.ended(Arm.STABLE, 9.5, 9.6)
+    watch.sample(10.0, 5, 0)  # the cohort of these ten seconds
+    watch.ended(Arm.CANARY, 1.0, 11.0)
+    assert watch.sample(12.0, None, 0) == 0, "it is due, but the reader of the log may be behind"
+    assert watch.sample(12.5, 4, 0) == 1
+    assert (watch.canary, watch.canary_open, watch.stable, watch.stable_open) == (5, 4, 2, 0)
+
+
+def test_silence_judges_nothing() -> None:
+    watch = InFlight(Judge())
     for second in range(300):
-        blind.sample(float(second), 7, 40)  # nothing starts, nothing ends
-    assert blind.judge.verdict is Verdict.HOLD
-    assert blind.judge.evidence == 1
-    assert blind.canary == 0
+        watch.sample(float(second), 7, 40)  # nothing starts, nothing ends
+    assert watch.judge.verdict is Verdict.HOLD
+    assert watch.judge.evidence == 1
+    assert watch.canary == 0

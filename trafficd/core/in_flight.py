@@ -73,22 +73,20 @@ class InFlight:
     def sample(self, at: float, canary_open: int | None, stable_open: int | None) -> int:
         """Take both arms' counts at `at`, and judge what is due; gives the number of ticks judged.
 
-        None is a count that could not be read: the cohort that it would have ended is given up.
+        None is a count that could not be read; give it too while the reader of the log is behind. Nothing is judged
+        then, and the cohort grows until the next sample.
         """
-        self._close(at, canary_open, stable_open)
+        if canary_open is None or stable_open is None:
+            return 0
+        self._close(at, {Arm.CANARY: canary_open, Arm.STABLE: stable_open})
         judged = 0
         while self._cohorts and (end := self._cohorts[0].end) is not None and end + self.patience <= at:
             judged += self._judge(self._cohorts.popleft())
         return judged
 
-    def _close(self, at: float, canary_open: int | None, stable_open: int | None) -> None:
-        growing = self._cohorts[-1] if self._cohorts and self._cohorts[-1].end is None else None
-        if canary_open is None or stable_open is None:
-            if growing is not None:
-                self._cohorts.pop()
-            return
-        counts = {Arm.CANARY: canary_open, Arm.STABLE: stable_open}
-        if growing is not None:
+    def _close(self, at: float, counts: dict[Arm, int]) -> None:
+        if self._cohorts:  # the last one always grows
+            growing = self._cohorts[-1]
             if at - growing.begin < SHORTEST:
                 return
             growing.end = at
