@@ -1,0 +1,99 @@
+"""Simulated traffic of a canary and the stable version beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+from trafficd.core.judge import Judge, Verdict
+from trafficd.core.ticks import NONE_BAD, Arm, Request, Tick, Ticks
+
+ERROR = frozenset({"errors"})
+FINE: frozenset[str] = frozenset()
+SHARES = (0.01, 0.05, 0.25, 0.5, 0.8)
+
+
+def binomial(random: Random, total: int, part: float) -> int:
+    """How many of `total` happen: by the gaps between them, which is quick where they are rare."""
+    if part >= 1:
+        return total
+    if part <= 0:
+        return 0
+    happened, at, log_rest = 0, 0, math.log1p(-part)
+    while True:
+        at += int(math.log(1 - random.random()) / log_rest) + 1
+        if at > total:
+            return happened
+        happened += 1
+
+
+def seconds_until(
+    verdict: Verdict, random: Random, canary: tuple[int, float], stable: tuple[int, float], at_most: int = 1000
+) -> int:
+    """Ticks of 1 s until a judge says so, or `at_most`; each arm is (requests a second, part of bad ones)."""
+    judge = Judge()
+    for second in range(1, at_most):
+        bad = binomial(random, *canary), binomial(random, *stable)
+        if judge.tick(canary[0], bad[0], stable[0], bad[1]) is verdict:
+            return second
+    return at_most
+
+
+@dataclass
+class Same:
+    """Two arms with the same version: the share goes up, the rate of errors jumps, and clients try again at once."""
+
+    random: Random
+    seconds: int
+    rate: int
+    base: float
+    clients: int
+    sticky: bool = False
+
+    def ticks(self) -> Iterator[Tick]:
+        ticks = Ticks(0.0, self.sticky)
+        jump = self.random.randrange(self.seconds)
+        for second in range(self.seconds):
+            share = SHARES[second * len(SHARES) // self.seconds]
+            error_rate = min(5 * self.base, 0.5) if jump <= second < jump + 60 else self.base
+            for number in range(self.rate):
+                at = second + number / self.rate
+                client = self.random.randrange(self.clients)
+                for bad in self._tries(error_rate):
+                    request = Request(at, self._arm(client, share), str(client), ERROR if bad else FINE)
+                    if closed := ticks.add(request):
+                        yield closed
+        if last := ticks.close(self.seconds + 60.0):
+            yield last
+
+    def _tries(self, error_rate: float) -> Iterator[bool]:
+        """A request; where it fails, up to ten more, of which most fail too."""
+        bad = self.random.random() < error_rate
+        yield bad
+        for _ in range(10):
+            if not bad:
+                return
+            bad = self.random.random() < 0.8
+            yield bad
+
+    def _arm(self, client: int, share: float) -> Arm:
+        drawn = Random(client * 7919 + self.seconds).random() if self.sticky else self.random.random()
+        return Arm.CANARY if drawn < share else Arm.STABLE
+
+
+def same(seed: int, seconds: int) -> Same:
+    random = Random(seed)
+    return Same(random, seconds, random.choice((5, 20, 60)), random.uniform(0, 0.05), random.choice((3, 50, 2000)))
+
+
+def judge_all(ticks: Iterator[Tick]) -> Judge:
+    """A judge that has looked after every tick, until it failed."""
+    judge = Judge()
+    for tick in ticks:
+        bad = tick.bad.get("errors", NONE_BAD)
+        judge.tick(tick.canary, bad.canary, tick.stable, bad.stable, canary_repeats=bad.canary_repeats)
+        if judge.failed:
+            break
+    return judge
