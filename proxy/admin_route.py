@@ -52,12 +52,11 @@ def turns(weights: Mapping[str, int], route: Route) -> Table:
     return table.build(least, min(sum(least.values()), most) if route.affinity == "none" else most)
 
 
-def build_admin_route(route: Route, addresses: Table) -> Json:
-    """The route over these turns, as Caddy's JSON."""
+def build_admin_route(route: Route, addresses: Table, logs: Json | None = None) -> Json:
+    """The route over these turns, as Caddy's JSON, in a server that says this of its `logs`."""
+    streams = tuple(stream_alias(address) for address in addresses)
     numbered = route.affinity != "none"
-    return assemble(
-        route, _dials(addresses, numbered), _dials(tuple(stream_alias(address) for address in addresses), numbered)
-    )
+    return assemble(route, _dials(addresses, numbered), _dials(streams, numbered), logs)
 
 
 def _dials(addresses: Table, numbered: bool) -> list[str]:
@@ -123,8 +122,10 @@ def _handle(config: Json, route: Route, addresses: Table) -> None:
             f"the route {route.id!r} is not in Caddy's configuration any more: somebody removed it, or Caddy was "
             "reloaded or restarted without it. Nothing was changed, and requests go wherever Caddy now sends them"
         )
-    found["handle"] = build_admin_route(route, addresses)["handle"]
-    follow(config["apps"]["http"]["servers"], route.service, found["handle"])
+    servers = config["apps"]["http"]["servers"]
+    server = next(server for server in servers.values() if found in (server.get("routes") or []))
+    found["handle"] = build_admin_route(route, addresses, server.get("logs"))["handle"]
+    follow(servers, route.service, found["handle"])
 
 
 def _find(config: Json | None, route: Route) -> Json | None:

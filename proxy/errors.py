@@ -49,3 +49,7 @@ class SiteRefusedError(ProxyError):
 
 class SiteBookError(ProxyError):
     """The file that remembers the sites cannot be read or written."""
+
+
+class AccessLogError(ProxyError):
+    """The access log is there and cannot be read."""

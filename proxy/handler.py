@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from proxy import logged
 from proxy.errors import AddressError, CaddyRefusedError
 from proxy.model import slot_name, stream_slot_name
 
@@ -55,7 +56,8 @@ class Transport:
 
 @dataclass(frozen=True)
 class Route:
-    """A service's route. `slots_path` is the directory of the slots in force, as Caddy sees it."""
+    """A service's route. `slots_path` is the directory of the slots in force, as Caddy sees it, and `access_log` the
+    file that its requests are logged to (`proxy.logged`), one for all services; None: they are not."""
 
     service: str
     slots_path: str
@@ -68,9 +70,12 @@ class Route:
     try_interval: float = 0.05
     stream_close_delay: float = 86_400.0
     transport: Transport = field(default_factory=Transport)
+    access_log: str | None = None
 
     def __post_init__(self) -> None:
         check_path(self.slots_path)
+        if self.access_log is not None:
+            check_path(self.access_log)
 
     @property
     def id(self) -> str:
@@ -87,7 +92,7 @@ def check_path(path: str) -> None:
     """Refuse a path that would mean something else inside a placeholder. Raises `AddressError`."""
     if not path.startswith("/") or any(c in '{}\\"' or ord(c) < 32 for c in path):
         raise AddressError(
-            f"{path!r} cannot be used for slots: it must be absolute, without braces, quotes, backslashes and "
+            f"{path!r} cannot be used for slots or logs: it must be absolute, without braces, quotes, backslashes and "
             "control characters (Caddy reads it inside a placeholder)"
         )
 
@@ -100,16 +105,17 @@ def placeholder(path: str) -> str:
 # -- building ------------------------------------------------------------------------------------------
 
 
-def build_route(route: Route) -> Json:
-    """The route as Caddy's JSON."""
+def build_route(route: Route, logs: Json | None = None) -> Json:
+    """The route as Caddy's JSON, in a server that says this of its `logs`."""
     return assemble(
         route,
         [placeholder(f"{route.slots_path}/{slot_name(i)}") for i in range(route.slots)],
         [placeholder(f"{route.slots_path}/{stream_slot_name(i)}") for i in range(route.slots)],
+        logs,
     )
 
 
-def assemble(route: Route, dials: list[str], stream_dials: list[str]) -> Json:
+def assemble(route: Route, dials: list[str], stream_dials: list[str], logs: Json | None = None) -> Json:
     """The route over these upstreams: one handler, or one for requests and one for streams."""
     requests = _reverse_proxy(route, dials, streams=False)
     if route.splits_streams:
@@ -122,6 +128,8 @@ def assemble(route: Route, dials: list[str], stream_dials: list[str]) -> Json:
         ]
     else:
         handle = [requests]
+    if route.access_log is not None:
+        handle = [*logged.handlers(route.service, route.hosts, logs), *handle]
     built: Json = {"@id": route.id, "handle": handle, "terminal": True}
     if route.hosts:
         built["match"] = [{"host": list(route.hosts)}]
@@ -140,6 +148,8 @@ def _reverse_proxy(route: Route, dials: list[str], *, streams: bool) -> Json:
         },
         "transport": _transport(route.transport, streams=streams),
     }
+    if route.access_log is not None:
+        handler["handle_response"] = logged.answered()
     if route.stream_close_delay:
         handler["stream_close_delay"] = duration(route.stream_close_delay)
     if route.transport.tls:
@@ -237,11 +247,14 @@ def put_route(config: Json, route: Route) -> None:
     """Put a route of ours into the configuration, in place. Raises `CaddyRefusedError` when it has no place; then
     nothing is changed."""
     servers = _servers(config)
-    built = build_route(route)
     name = _server_for(servers, route)
     _refuse_without_https(name, servers.get(name, {}), route)
     _take_out(servers, {route.id}, but=name)
     server = servers.setdefault(name, _new_server(route))
+    if route.access_log is not None:
+        logged.put_server(server)
+        logged.put_logger(config, route.access_log)
+    built = build_route(route, server.get("logs"))
     present = server.setdefault("routes", [])
     for index, existing in enumerate(present):
         if existing.get("@id") == route.id:
@@ -364,7 +377,8 @@ def _set_automatic_https(server: Json, route: Route) -> None:
 def remove(config: Json | None, ids: Collection[str]) -> Json:
     """The configuration without these routes of ours, and without servers of ours that they leave empty."""
     edited: Json = copy.deepcopy(config) if config else {}
-    _take_out(edited.get("apps", {}).get("http", {}).get("servers", {}), ids)
+    take_out(edited, ids)
+    logged.tidy(edited)
     return edited
 
 
@@ -407,13 +421,14 @@ def present(config: Json | None, route: Route) -> bool:
     """Whether the configuration has this very route, in a server that listens where it is to, and the service's
     sites are answered as it is."""
     servers = (config or {}).get("apps", {}).get("http", {}).get("servers", {})
-    built = build_route(route)
     for server in servers.values():
         for existing in server.get("routes", []):
             if existing.get("@id") == route.id:
+                built = build_route(route, server.get("logs"))
                 listening = {listen_key(address) for address in server.get("listen", [])}
                 follows = all(site["handle"] == built["handle"] for site in _site_routes(servers, route.service))
-                return {listen_key(a) for a in route.listen} <= listening and existing == built and follows
+                logs = route.access_log is None or logged.present(config or {}, server, route.access_log)
+                return {listen_key(a) for a in route.listen} <= listening and existing == built and follows and logs
     return False
 
 

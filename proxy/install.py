@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from proxy import maintenance
+from proxy import logged, maintenance
 from proxy.admin import Admin
 from proxy.errors import CaddyRefusedError, ProxyError, SlotError
 from proxy.handler import (
@@ -59,6 +59,9 @@ def wanted(
     """The configuration with all these services in it, and the probe's server; without those that are no more. Pure."""
     edited: Json = copy.deepcopy(config) if config else {}
     told = Installed()
+    files = {way.route.access_log for way in ways} - {None}
+    if len(files) > 1:
+        raise ValueError(f"there is one access log for all services, not {', '.join(sorted(map(str, files)))}")
     if household is not None:
         gone = strays(config, household.kept, household.former, household.slots_path)
         told.removed = sorted(gone)
@@ -78,6 +81,7 @@ def wanted(
         put_server(edited, PROBE_ID, probe_server(probing.port, probing.path))
     if told.placed and household is not None and household.answers:
         maintenance.put(edited, household.port, household.answers)
+    logged.tidy(edited)
     return edited, told
 
 

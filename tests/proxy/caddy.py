@@ -24,8 +24,9 @@ from trafficd.demo.stage import free_ports
 
 @dataclass
 class Upstream:
-    """A raw HTTP/1.1 server. `mode` is looked at for every request: "ok", "hang", "reset" (connection reset
-    after the request was read), "slow" (0.3 s)."""
+    """A raw HTTP/1.1 server. `mode` is looked at for every request: "ok", "error" (500), "hang", "reset" (connection
+    reset after the request was read), "slow" (0.3 s), "truncate" (the connection ends within the body), "chunk" (the
+    same without a length), "stall" (the rest of the body never comes)."""
 
     name: str
     dial: str = ""
@@ -75,11 +76,27 @@ class Upstream:
         if self.mode == "slow":
             await asyncio.sleep(0.3)
         answer = f"{self.name} {method} {len(body)}"
+        if self.mode in ("truncate", "chunk", "stall"):
+            return await self._part(writer, answer)
+        status = "500 Internal Server Error" if self.mode == "error" else "200 OK"
         writer.write(
-            f"HTTP/1.1 200 OK\r\nContent-Length: {len(answer)}\r\nX-Upstream: {self.name}\r\n\r\n{answer}".encode()
+            f"HTTP/1.1 {status}\r\nContent-Length: {len(answer)}\r\nX-Upstream: {self.name}\r\n\r\n{answer}".encode()
         )
         await writer.drain()
         return True
+
+    async def _part(self, writer: asyncio.StreamWriter, answer: str) -> bool:
+        """An answer that is not all there."""
+        if self.mode == "chunk":
+            writer.write(
+                f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{len(answer):x}\r\n{answer}\r\n".encode()
+            )
+        else:
+            writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{answer}".encode())
+        await writer.drain()
+        if self.mode == "stall":
+            await self.release.wait()
+        return False
 
     async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """An upgraded stream that echoes bytes."""
