@@ -1,0 +1,187 @@
+"""One canary beside its stable version, from single answers to a verdict. Pure.
+
+An answer belongs to the arm of the upstream that gave it. It is bad when it is a 5xx (Caddy's own 502 and 504 for that
+upstream are), or when the upstream cut it short. A client that left is the client's affair. What testers and our own
+load generators sent is another stratum, and left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from proxy.accessline import Answer
+from trafficd.core.analysis import ERRORS, Analysis, Panel
+from trafficd.core.judge import Verdict
+from trafficd.core.latency import Thresholds, freeze
+from trafficd.core.ticks import Arm, Request, Tick, Ticks
+
+_MOST_ROUTES = 1_000
+_SWITCHING_PROTOCOLS = 101
+
+
+@dataclass(frozen=True)
+class Arms:
+    """The addresses of both arms. An answer from elsewhere belongs to neither."""
+
+    canary: frozenset[str]
+    stable: frozenset[str]
+
+    def of(self, answer: Answer) -> Arm | None:
+        if answer.stratum or answer.upstream is None:
+            return None
+        if answer.upstream in self.canary:
+            return Arm.CANARY
+        return Arm.STABLE if answer.upstream in self.stable else None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`alpha`: false FAILs in all canaries; `limit`: a rate of errors that the canary must not exceed (None: any that
+    the stable version has, too); `sticky`: cookie or client address choose the arm."""
+
+    alpha: float = 0.01
+    limit: float | None = None
+    sticky: bool = False
+
+
+class Route(NamedTuple):
+    """Requests and bad ones of both arms, of one method and first part of a path."""
+
+    name: str
+    canary: int
+    canary_bad: int
+    stable: int
+    stable_bad: int
+
+
+class Point(NamedTuple):
+    """The evidence at one time (s): what errors say, and the mean of what the other metrics say."""
+
+    at: float
+    errors: float
+    others: float
+
+
+@dataclass
+class Comparison:
+    """Feed it answers in the order of their end; `since` (s) is when the canary got its first traffic, `before` the
+    stable version's answers from before that, which say what is slow."""
+
+    arms: Arms
+    since: float
+    settings: Settings = field(default_factory=Settings)
+    before: Iterable[Answer] = ()
+    failed_at: float | None = field(default=None, init=False)
+    course: list[Point] = field(default_factory=list, init=False)
+    analysis: Analysis = field(init=False)
+    clients: set[str] = field(default_factory=set, init=False)  # that the canary answered
+    _thresholds: Thresholds | None = field(init=False)
+    _ticks: Ticks = field(init=False)
+    _panel: Panel = field(init=False)
+    _routes: dict[str, Counter[str]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        times = [time for answer in self.before if self._is_stable(answer) and (time := _time(answer)) is not None]
+        self._thresholds = freeze(times)
+        metrics = () if self._thresholds is None else self._thresholds.metrics
+        self._ticks = Ticks(self.since, self.settings.sticky)
+        self._panel = Panel(self.since, alpha=self.settings.alpha, limit=self.settings.limit, latency=metrics)
+        self.analysis = self._panel.analyse()
+
+    def _is_stable(self, answer: Answer) -> bool:
+        return self.arms.of(answer) is Arm.STABLE
+
+    @property
+    def thresholds(self) -> Thresholds | None:
+        """What is slow; None where too little was known of the stable version before."""
+        return self._thresholds
+
+    def take(self, answer: Answer) -> Verdict:
+        """Count one answer; where that leaves us."""
+        arm = self.arms.of(answer)
+        if arm is None:
+            return self.analysis.verdict
+        bad = self._bad(answer)
+        self._count(arm, answer, bad)
+        if answer.status != _SWITCHING_PROTOCOLS:
+            self._panel.in_flight.ended(arm, answer.at - (answer.duration or _time(answer) or 0.0), answer.at)
+        self._judge(self._ticks.add(Request(answer.at, arm, answer.client, bad)))
+        return self.analysis.verdict
+
+    def pass_time(self, now: float) -> Verdict:
+        """Close the tick that is over by now, answers or none."""
+        self._judge(self._ticks.close(now))
+        return self.analysis.verdict
+
+    def sample(self, now: float, canary_open: int | None, stable_open: int | None) -> Verdict:
+        """What is open on both arms now; None where that is not known, or while the log is behind."""
+        self._keep(now, self._panel.sample(now, canary_open, stable_open))
+        return self.analysis.verdict
+
+    def begin_step(self) -> None:
+        """The canary has another share: it wants a PASS of its own."""
+        self._panel.begin_step()
+        self.analysis = self._panel.analyse()
+
+    @property
+    def worst(self) -> Route | None:
+        """Where the canary has the most bad requests beyond the stable version's share of them."""
+        routes = [_route(name, counts) for name, counts in self._routes.items()]
+        worst = max(routes, key=_excess, default=None)
+        return worst if worst is not None and _excess(worst) > 0 else None
+
+    def _bad(self, answer: Answer) -> frozenset[str]:
+        if answer.truncated or answer.status >= 500:
+            return frozenset({ERRORS})
+        time = _time(answer)
+        return frozenset() if time is None or self._thresholds is None else self._thresholds.slow(time)
+
+    def _count(self, arm: Arm, answer: Answer, bad: frozenset[str]) -> None:
+        if arm is Arm.CANARY:
+            self.clients.add(answer.client)
+        name = f"{answer.method} /{answer.path.split('/', 2)[1] if answer.path.startswith('/') else ''}"
+        if name not in self._routes and len(self._routes) >= _MOST_ROUTES:
+            name = "(others)"
+        counts = self._routes.setdefault(name, Counter())
+        counts[arm] += 1
+        counts[f"{arm} bad"] += ERRORS in bad
+
+    def _judge(self, tick: Tick | None) -> None:
+        if tick is not None:
+            self._keep(tick.end, self._panel.tick(tick))
+
+    def _keep(self, at: float, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.course.append(Point(at, analysis.errors, analysis.others))
+        if analysis.verdict is Verdict.FAIL and self.failed_at is None:
+            self.failed_at = at
+
+
+def _time(answer: Answer) -> float | None:
+    """Until the upstream's header came: neither the wait for a slot nor a slow client is the version's doing."""
+    return answer.latency
+
+
+def _route(name: str, counts: Counter[str]) -> Route:
+    return Route(name, counts[Arm.CANARY], counts[f"{Arm.CANARY} bad"], counts[Arm.STABLE], counts[f"{Arm.STABLE} bad"])
+
+
+def _excess(route: Route) -> float:
+    """Bad requests of the canary beyond what the stable version would have had."""
+    rate = route.stable_bad / route.stable if route.stable else 0.0
+    return route.canary_bad - rate * route.canary
+
+
+def compare(answers: Sequence[Answer], arms: Arms, settings: Settings) -> Comparison | None:
+    """All of a past log. None where no answer of the canary is in it."""
+    first = next((number for number, answer in enumerate(answers) if arms.of(answer) is Arm.CANARY), None)
+    if first is None:
+        return None
+    comparison = Comparison(arms, answers[first].at, settings, answers[:first])
+    for answer in answers[first:]:
+        comparison.take(answer)
+    comparison.pass_time(answers[-1].at + 60.0)
+    return comparison
