@@ -7,7 +7,7 @@ two samples: those open at its end, less those open at its beginning, plus those
 holds as it does for errors, for long polls too: given how many are still open, it is chance which arm they are on.
 
 A lost log record makes a request that was open at a sample look open for good: on both arms alike, so it is noise. A
-log that stalls is no noise while the arms differ in speed: give None for the counts then.
+log that stalls is more than noise while the arms differ in speed: give None for the counts then.
 Feed it ordinary requests only, all of them that the counts contain: no upgraded streams, in counts or ends.
 """
 
