@@ -37,10 +37,10 @@ class _Commands(click.Group):
         return sorted({*super().list_commands(ctx), *self._clients()})
 
     def _clients(self) -> dict[str, click.Command]:
-        from trafficd.commands import caddy, look, rollouts, shares, site, upstreams, verify
+        from trafficd.commands import caddy, judge, look, rollouts, shares, site, upstreams, verify
 
         several = (*look.COMMANDS, *upstreams.COMMANDS, *rollouts.COMMANDS, *shares.COMMANDS, *caddy.COMMANDS)
-        return {command.name or "": command for command in (*several, site.site, verify.verify)}
+        return {command.name or "": command for command in (*several, judge.judge, site.site, verify.verify)}
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
