@@ -16,6 +16,7 @@ import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -89,6 +90,11 @@ class Daemon:
             await self._tied(linking)
             stack.push_async_callback(self._verifier.aclose)
             await self._recover()
+            if self.config.caddy.access_log is not None:
+                from trafficd.canary.analyst import Analyst  # most daemons judge nothing
+
+                analyst = Analyst(Path(self.config.caddy.access_log), self._composer.operators)
+                stack.push_async_callback(_cancel, [asyncio.create_task(analyst.run())])
             keeping = keep_short(self._composer.engines.values(), self._journal, self.config.daemon.retention)
             stack.push_async_callback(_cancel, [asyncio.create_task(keeping)])
             runner = await self._serve(guard)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from trafficd.core import events as ev
 from trafficd.core import invariants
 from trafficd.core.addresses import holder
+from trafficd.core.analysis import Analysis
 from trafficd.core.health import Pulse
 from trafficd.core.model import Health, Service, Wait, World
 from trafficd.core.plan import Decision, decide
@@ -68,6 +69,7 @@ class Engine:
         self.ledger = Ledger(name, parts.journal, self.trouble, self.wake)
         self.waits: tuple[Wait, ...] = ()
         self.panic: str | None = None
+        self.analysis: Analysis | None = None  # of the canary that has a share, or had one last
         self.monitor = HealthMonitor(
             parts.probe, interval=parts.interval, rise=parts.rise, fall=parts.fall, on_change=self._health_changed
         )

@@ -53,6 +53,9 @@ def services(found: Sequence[Json]) -> str:
     return "\n\n".join(service(one) for one in found)
 
 
+_VERDICTS = {"FAIL": "red", "PASS": "green", "HOLD": ""}
+
+
 def service(view: Json) -> str:
     return _render(*_service_parts(view))
 
@@ -74,6 +77,9 @@ def _service_parts(view: Json) -> list[RenderableType]:
     if view["panic"]:
         parts.append(Text(view["panic"], style="red"))
     parts += [Text(line, style="red") for line in view["trouble"]]
+    if view["analysis"] is not None:
+        found = view["analysis"]
+        parts.append(Text(f"  canary {found['verdict']}: {found['why']}", style=_VERDICTS[found["verdict"]]))
     if view["rollout"] is not None and view["rollout"]["ended_at"] is None:
         parts.append(Text(_headline(view["rollout"])))
     parts += [Text(f"  waits for {_wait(wait)}") for wait in view["waits"]]

@@ -17,11 +17,13 @@ class Trouble:
     caddy: str = ""  # Caddy cannot be reached, or the service is not in its configuration
     sites: str = ""  # a site of the service cannot be put back
     counts: str = ""  # what is open cannot be counted
+    blind: str = ""  # a canary has traffic, and its answers cannot be read
     journal: str = ""
     bug: str = ""
 
     def lines(self) -> list[str]:
-        return [line for line in (self.proxy, self.caddy, self.sites, self.counts, self.journal, self.bug) if line]
+        known = (self.proxy, self.caddy, self.sites, self.counts, self.blind, self.journal, self.bug)
+        return [line for line in known if line]
 
     def say(self, kind: str, text: str) -> None:
         """Take note of a trouble of this kind; empty when there is none any more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from proxy.handler import Route, Transport
@@ -21,6 +22,8 @@ def way_of(name: str, config: Config, weights: Callable[[], Mapping[str, int]] =
     section = config.services[name]
     assert section.routed, f"{name} has no route"
     route = _route_of(name, section, config.caddy.slots_path or str(slots_root(config)))
+    if section.route == "own" and section.control == "slots":
+        route = replace(route, access_log=config.caddy.access_log)
     if section.control == "admin":
         return ByAdmin(route, weights)
     match section.route:

@@ -49,6 +49,7 @@ async def requests(port: int) -> AsyncIterator[None]:
         async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
             while True:
                 await client.get(f"http://127.0.0.1:{port}/")
+                await asyncio.sleep(0.1)  # nothing is open for a while, and so a count rises
 
     asking = asyncio.create_task(ask())
     try:

@@ -208,6 +208,22 @@ class MaintenanceView(Answer):
     since: float
 
 
+class MetricView(Answer):
+    name: str
+    evidence: float = Field(description="against a canary that is no worse; errors fail at `needed`")
+    canary_total: int
+    canary_bad: int
+    stable_total: int
+    stable_bad: int
+
+
+class AnalysisView(Answer):
+    verdict: Literal["FAIL", "PASS", "HOLD"]
+    why: str
+    needed: float = Field(description="the evidence of errors, or the mean of all others', that fails")
+    metrics: list[MetricView]
+
+
 class ServiceView(Answer):
     name: str
     stable: str | None
@@ -215,6 +231,7 @@ class ServiceView(Answer):
     maintenance: MaintenanceView | None = Field(description="Caddy answers everything itself; null: it does not")
     left: bool = Field(description="Caddy goes on with plain upstreams, and nothing here steers them")
     canary_percent: float | None
+    analysis: AnalysisView | None = Field(description="of the canary that has a share, or had one last; null: none")
     freeze: FreezeView | None
     upstreams: list[UpstreamView]
     rollout: RolloutView | None

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from trafficd.api import schema
 from trafficd.core import queue
+from trafficd.core.analysis import Analysis
 from trafficd.core.events import Event
 from trafficd.core.machine import fold
 from trafficd.core.model import Cut, Freeze, Maintenance, Phase, Rollout, Service, StepRecord, Upstream, Wait
@@ -32,6 +33,7 @@ def service_view(engine: Engine, in_flight: Mapping[str, int | None]) -> schema.
         maintenance=_maintenance_view(state.maintenance),
         left=state.left,
         canary_percent=state.canary_percent,
+        analysis=None if engine.analysis is None else _analysis_view(engine.analysis),
         freeze=_freeze_view(state.freeze),
         upstreams=[
             _upstream_view(engine, upstream, shares, total, in_flight.get(upstream.id))
@@ -42,6 +44,23 @@ def service_view(engine: Engine, in_flight: Mapping[str, int | None]) -> schema.
         waits=waits,
         panic=engine.panic,
         trouble=engine.trouble.lines(),
+    )
+
+
+def _analysis_view(analysis: Analysis) -> schema.AnalysisView:
+    metrics = [
+        schema.MetricView(
+            name=one.name,
+            evidence=one.evidence,
+            canary_total=one.canary.total,
+            canary_bad=one.canary.bad,
+            stable_total=one.stable.total,
+            stable_bad=one.stable.bad,
+        )
+        for one in analysis.metrics
+    ]
+    return schema.AnalysisView(
+        verdict=analysis.verdict.value, why=analysis.why, needed=analysis.needed, metrics=metrics
     )
 
 

@@ -57,6 +57,7 @@ class CaddySection(Section):
     managed: bool = False
     timeout: Positive = 5.0
     slots_path: Annotated[str, AfterValidator(values.plain_path)] | None = None
+    access_log: Annotated[str, AfterValidator(values.plain_path)] | None = None  # None: nothing is logged
 
     @classmethod
     def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
@@ -185,6 +186,17 @@ class MaintenanceSection(Section):
     retry_after: Seconds = 120.0
 
 
+Part = Annotated[float, Field(gt=0, lt=1)]
+
+
+class CanarySection(Section):
+    """What is done about a canary's answers, where `caddy.access_log` tells them."""
+
+    alpha: Part = 0.01
+    limit: Part | None = None
+    on_fail: Literal["abort", "report"] = "abort"
+
+
 class ServiceSection(Section):
     hosts: list[Annotated[str, AfterValidator(values.host)]] = Field(default_factory=list)
     route: Literal["own", "adopt", "import", "none"] = "own"
@@ -208,6 +220,7 @@ class ServiceSection(Section):
     transport: TransportSection = TransportSection()
     maintenance: MaintenanceSection = MaintenanceSection()
     verify: VerifySection = VerifySection()
+    canary: CanarySection = CanarySection()
 
     @classmethod
     def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:

@@ -90,6 +90,7 @@ class CanarySet:
     service: str
     percent: float
     actor: str = ""
+    reason: str = ""
     type: Literal["canary_set"] = "canary_set"
 
 

@@ -43,6 +43,12 @@ class ShareRequests(Requests):
         await self.engine.record(ev.CanarySet(self.state.name, percent, actor), check)
         await self.engine.routed_or_raise()
 
+    async def end_canary(self, reason: str, *, actor: str) -> str | None:
+        """All traffic to the stable version, at once; what is wrong with the journal, if anything."""
+        if not self.state.canary_percent:
+            return None
+        return await self.engine.record_first_in_line(ev.CanarySet(self.state.name, 0.0, actor, reason))
+
     async def hold(self, *, actor: str = "") -> None:
         """Let requests wait at the proxy, with nobody behind it."""
         self._require_route("hold")

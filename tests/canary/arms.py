@@ -1,0 +1,107 @@
+"""Instances that fail in ways of their own, and users at many addresses who ask for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+
+
+@dataclass
+class Instance:
+    """Answers `/healthz` 200 always, and everything else by `mode`: "ok", "errors" (500, so often), "hang", "truncate",
+    "slow" (0.3 s)."""
+
+    mode: str = "ok"
+    rate: float = 1.0  # of what is done by the mode; the rest is answered well
+    seen: int = 0  # requests, health checks left out
+    last_at: float = 0.0  # when the last of them came, by the loop's clock
+    dial: str = ""
+    _chance: random.Random = field(default_factory=lambda: random.Random(7))
+    _server: asyncio.Server | None = None
+    _open: set[asyncio.StreamWriter] = field(default_factory=set)
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.dial = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for writer in tuple(self._open):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            while await self._request(reader, writer):
+                pass
+        self._open.discard(writer)
+        writer.close()
+
+    async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = await reader.readuntil(b"\r\n\r\n")
+        mode = "ok"
+        if not head.startswith(b"GET /healthz"):
+            self.seen += 1
+            self.last_at = asyncio.get_running_loop().time()
+            if self._chance.random() < self.rate:
+                mode = self.mode
+        match mode:
+            case "errors":
+                writer.write(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
+            case "hang":
+                await asyncio.sleep(60)
+            case "truncate":
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nhello")
+                await writer.drain()
+                return False
+            case "slow":
+                await asyncio.sleep(0.3)
+                writer.write(ANSWER)
+            case _:
+                writer.write(ANSWER)
+        await writer.drain()
+        return True
+
+
+@contextlib.asynccontextmanager
+async def users(port: int, *, count: int = 50, rate: float = 200.0) -> AsyncIterator[Counter[str]]:
+    """So many users, each at an address of its own, who ask for `rate` pages a second together; the answers by status,
+    "lost" where there was none."""
+    answers: Counter[str] = Counter()
+    asking = [asyncio.create_task(_user(port, number, count / rate, answers)) for number in range(count)]
+    try:
+        yield answers
+    finally:
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+
+async def _user(port: int, number: int, pause: float, answers: Counter[str]) -> None:
+    chance = random.Random(number)
+    source = (f"127.1.{number // 200}.{number % 200 + 1}", 0)
+    await asyncio.sleep(pause * chance.random())
+    while True:
+        asked = asyncio.create_task(_ask(port, source, answers))
+        await asyncio.sleep(pause * (0.5 + chance.random()))
+        if asked.done():
+            asked.result()
+
+
+async def _ask(port: int, source: tuple[str, int], answers: Counter[str]) -> None:
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=source)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        said = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    except (OSError, TimeoutError):
+        answers["lost"] += 1
+        return
+    answers[said[9:12].decode() or "lost"] += 1

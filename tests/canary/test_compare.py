@@ -1,0 +1,228 @@
+"""Answers become arms, bad ones and a verdict; a past log is judged as it would have been then."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+from click.testing import CliRunner, Result
+
+from proxy.accessline import Answer, Cut
+from tests.proxy import logfile
+from trafficd.canary.compare import Arms, Comparison, Settings, compare
+from trafficd.canary.replay import against_itself
+from trafficd.cli import main
+from trafficd.core.judge import Verdict
+
+OLD, NEW, ELSEWHERE = "10.0.0.1:80", "10.0.0.2:80", "10.0.0.9:80"
+ARMS = Arms(frozenset({NEW}), frozenset({OLD}))
+BEGAN = 1_700_000_000.0
+
+
+def answer(at: float, upstream: str | None = OLD, **changes: object) -> Answer:
+    told = Answer(
+        BEGAN + at,
+        "web",
+        upstream,
+        200,
+        0.02,
+        0.01,
+        Cut.NO,
+        0,
+        f"192.0.2.{int(at * 997) % 250}",
+        "GET",
+        "/a/b",
+        "",
+        True,
+    )
+    return told._replace(**changes)  # type: ignore[arg-type]
+
+
+def traffic(
+    seconds: float, *, share: float = 0.25, bad: float = 0.0, slow: float = 1.0, base: float = 0.0, seed: int = 1
+) -> Iterator[Answer]:
+    """200 answers a second; so much of the canary's are 500 beside `base`, and its times are `slow` times as long."""
+    chance = random.Random(seed)
+    for number in range(int(seconds * 200)):
+        canary = chance.random() < share
+        status = 500 if chance.random() < (bad if canary else base) else 200
+        time = chance.expovariate(100) * (slow if canary else 1)
+        client = f"10.{chance.randrange(200)}.{chance.randrange(200)}.1"
+        yield answer(number / 200, NEW if canary else OLD, status=status, latency=time, client=client)
+
+
+def before(count: int = 500) -> list[Answer]:
+    chance = random.Random(9)
+    return [answer(-10 + number / 100, latency=chance.expovariate(100)) for number in range(count)]
+
+
+def judged(answers: Iterator[Answer], settings: Settings | None = None) -> Comparison:
+    comparison = Comparison(ARMS, BEGAN, settings or Settings(), before())
+    for one in answers:
+        comparison.take(one)
+    return comparison
+
+
+def test_an_answer_belongs_to_whoever_gave_it() -> None:
+    assert ARMS.of(answer(0, NEW)) == "canary"
+    assert ARMS.of(answer(0, OLD)) == "stable"
+    assert ARMS.of(answer(0, ELSEWHERE)) is None
+    assert ARMS.of(answer(0, None)) is None
+    assert ARMS.of(answer(0, NEW, stratum="testers")) is None, "a tester is no user"
+
+
+@pytest.mark.parametrize(
+    ("changes", "bad"),
+    [
+        ({"status": 500}, True),
+        ({"status": 502, "latency": None}, True),
+        ({"status": 504, "latency": None}, True),
+        ({"status": 200, "duration": 0.0, "cut": Cut.UPSTREAM}, True),
+        ({"status": 200, "duration": 0.0, "cut": Cut.UNKNOWN}, True),
+        ({"status": 200, "duration": 0.0, "cut": Cut.CLIENT}, False),
+        ({"status": 499, "latency": None}, False),
+        ({"status": 404}, False),
+        ({"status": 200}, False),
+    ],
+)
+def test_what_is_bad(changes: dict[str, object], bad: bool) -> None:
+    comparison = Comparison(ARMS, BEGAN)
+    for upstream in (OLD, NEW):
+        comparison.take(answer(0.5, upstream, **changes))
+    comparison.pass_time(BEGAN + 5)
+    errors = comparison.analysis.metrics[0]
+    assert (errors.canary.total, errors.stable.total) == (1, 1)
+    # Of one client, so the first of both arms counts.
+    assert errors.canary.bad + errors.stable.bad == bad
+
+
+def test_the_verdicts() -> None:
+    failed = judged(traffic(60, bad=0.05, base=0.005))
+    assert failed.analysis.verdict is Verdict.FAIL
+    assert failed.analysis.why.startswith("errors: of the canary's requests")
+    assert failed.failed_at is not None
+    assert BEGAN < failed.failed_at <= BEGAN + 60
+    assert judged(traffic(60)).analysis.verdict is Verdict.PASS
+    assert judged(traffic(1)).analysis.verdict is Verdict.HOLD
+    slow = judged(traffic(120, slow=5.0))
+    assert slow.analysis.verdict is Verdict.FAIL
+    assert slow.analysis.why.startswith("slower_than_p")
+    assert slow.failed_at is not None
+    assert slow.failed_at > BEGAN + 30, "its caches may be cold"
+
+
+def test_both_broken_is_told_by_a_limit_alone() -> None:
+    assert judged(traffic(60, bad=0.2, base=0.2)).analysis.verdict is Verdict.PASS, "it is no worse"
+    assert judged(traffic(60, bad=0.2, base=0.2), Settings(limit=0.05)).analysis.verdict is Verdict.FAIL
+
+
+def test_without_answers_from_before_there_is_no_slow() -> None:
+    comparison = Comparison(ARMS, BEGAN, before=before(50))
+    assert comparison.thresholds is None
+    assert [metric.name for metric in comparison.analysis.metrics] == ["errors", "in_flight"]
+
+
+def test_a_canary_that_answers_nothing_is_told_by_what_is_open() -> None:
+    comparison = Comparison(ARMS, BEGAN, before=before())
+    for second in range(12):
+        for number in range(150):
+            comparison.take(answer(second + number / 150))
+        if comparison.sample(BEGAN + second + 1, 50 * (second + 1), 2) is Verdict.FAIL:
+            break
+    assert comparison.analysis.verdict is Verdict.FAIL
+    assert comparison.analysis.why.startswith("in_flight")
+
+
+def test_the_worst_route_is_where_the_canary_fails_more_than_the_stable_version() -> None:
+    comparison = Comparison(ARMS, BEGAN)
+    for number in range(100):
+        for upstream in (OLD, NEW):
+            comparison.take(answer(number / 10, upstream, path="/always/broken", status=500))
+            status = 500 if upstream == NEW and number % 4 == 0 else 200
+            comparison.take(answer(number / 10, upstream, path="/cart/1", method="POST", status=status))
+    assert comparison.worst == ("POST /cart", 100, 25, 100, 0)
+    assert Comparison(ARMS, BEGAN).worst is None
+
+
+def test_a_step_wants_a_proof_of_its_own() -> None:
+    comparison = judged(traffic(60))
+    before_it = comparison.analysis.verdict
+    comparison.begin_step()
+    assert (before_it, comparison.analysis.verdict) == (Verdict.PASS, Verdict.HOLD)
+
+
+def test_a_log_without_the_canary_has_nothing_to_compare() -> None:
+    assert compare(before(), ARMS, Settings()) is None
+
+
+def test_the_stable_version_is_not_told_apart_from_itself() -> None:
+    answers = list(traffic(60, share=0.0, base=0.02))
+    alarms = against_itself(answers, frozenset({OLD}), Settings(), share=0.1, runs=20, seed=3)
+    assert (alarms.runs, alarms.failed) == (20, 0)
+
+
+# -- the command line --------------------------------------------------------------------------------------
+
+
+def write(path: Path, answers: Iterator[Answer]) -> Path:
+    lines = [
+        logfile.line(
+            ts=one.at,
+            status=one.status,
+            duration=one.duration,
+            latency=(one.latency or 0) * 1000,
+            answered=one.upstream,
+            upstream=one.upstream,
+            request={"remote_port": "1", "client_ip": one.client, "method": one.method, "uri": one.path},
+        )
+        for one in answers
+    ]
+    path.write_bytes(b"".join(lines) + b"not a line of ours\n")
+    return path
+
+
+def judge(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["judge", *arguments])
+
+
+def test_a_past_canary_is_judged_again(tmp_path: Path) -> None:
+    log = write(tmp_path / "access.log", traffic(60, bad=0.1))
+    failed = judge(str(log), "--canary", NEW)
+    assert failed.exit_code == 1, failed.output
+    assert failed.stdout.startswith("FAIL after ")
+    assert "worst route: GET /a" in failed.stdout
+    assert "1 lines were none of ours" in failed.stdout
+    view = orjson.loads(judge(str(log), "--canary", NEW, "--json").stdout)
+    assert (view["verdict"], view["metrics"][0]["name"]) == ("FAIL", "errors")
+    good = judge(str(write(tmp_path / "good.log", traffic(60))), "--canary", NEW)
+    assert (good.exit_code, good.stdout[:4]) == (0, "PASS")
+
+
+def test_the_stable_arm_against_itself(tmp_path: Path) -> None:
+    log = write(tmp_path / "access.log", traffic(20))
+    told = judge(str(log), "--aa", "--runs", "3")
+    assert (told.exit_code, told.stdout[:12]) == (0, "0 of 3 split"), told.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["LOG"], "--canary ADDR"),
+        (["LOG", "--canary", "10.9.9.9:81"], "answered nothing in this log; who did: 10.0.0.1:80, 10.0.0.2:80"),
+        (["LOG", "--canary", "nonsense"], "--canary"),
+        (["LOG", "--canary", NEW, "--service", "shop"], "no request of the service shop"),
+        (["/no/such", "--canary", NEW], "cannot be read"),
+        (["EMPTY", "--canary", NEW], "is it the file that caddy.access_log names"),
+        (["LOG", "--canary", NEW, "--alpha", "0"], "--alpha"),
+    ],
+)
+def test_what_cannot_be_judged(tmp_path: Path, arguments: list[str], says: str) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
+    places = {"LOG": str(write(tmp_path / "access.log", traffic(1))), "EMPTY": str(empty)}
+    refused = judge(*(places.get(one, one) for one in arguments))
+    assert refused.exit_code == 2, refused.output
+    assert says in refused.stderr

@@ -1,0 +1,121 @@
+"""A canary with a share of real traffic behind a real Caddy: one that is worse loses it, one that is not keeps it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.canary.arms import Instance, users
+from tests.system.conftest import QUICK, Raise
+from trafficd.client import Json
+from trafficd.demo.stage import Stage
+
+
+@contextlib.asynccontextmanager
+async def beside(raise_stage: Raise, instance: Instance, log: Path, settings: str = QUICK) -> AsyncIterator[Stage]:
+    """Two stable instances, and this one as another version that has passed its gate and has no share yet."""
+    stage = await raise_stage(instances=2, settings=settings, caddy=f'access_log = "{log}"')
+    await instance.start()
+    try:
+        await call(stage, "POST", "/v1/services/web/upstreams", id="c", dial=instance.dial, version="v2")
+        await until(stage, lambda view: view["upstreams"][-1]["health"] == "up")
+        yield stage
+    finally:
+        await instance.stop()
+
+
+async def call(stage: Stage, method: str, path: str, **body: object) -> Json:
+    client = stage.client()
+    try:
+        return await asyncio.to_thread(client.call, method, path, body or None)
+    finally:
+        client.close()
+
+
+async def service(stage: Stage) -> Json:
+    return await call(stage, "GET", "/v1/services/web")
+
+
+async def until(stage: Stage, holds: Callable[[Json], bool], timeout: float = 15.0) -> Json:
+    async with asyncio.timeout(timeout):
+        while not holds(view := await service(stage)):
+            await asyncio.sleep(0.1)
+    return view
+
+
+def verdict(view: Json) -> str | None:
+    return None if view["analysis"] is None else str(view["analysis"]["verdict"])
+
+
+async def share(stage: Stage, percent: float) -> None:
+    await call(stage, "PUT", "/v1/services/web/canary", percent=percent)
+
+
+@pytest.mark.parametrize(
+    ("mode", "metric"), [("errors", "errors"), ("truncate", "errors"), ("hang", "in_flight"), ("slow", "slower")]
+)
+async def test_a_canary_that_is_worse_loses_its_traffic(
+    raise_stage: Raise, tmp_path: Path, mode: str, metric: str
+) -> None:
+    instance = Instance(mode)
+    async with beside(raise_stage, instance, tmp_path / "access.log") as stage, users(stage.public) as answers:
+        await asyncio.sleep(3)
+        assert set(answers) == {"200"}
+        assert instance.seen == 0, "no share, no traffic"
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await share(stage, 25)
+        # Latency is looked at once caches are warm, after 30 s.
+        view = await until(stage, lambda view: view["canary_percent"] == 0, 60 if mode == "slow" else 20)
+        took = loop.time() - began
+        assert view["analysis"]["verdict"] == "FAIL"
+        assert view["analysis"]["why"].startswith(metric), view["analysis"]
+        assert instance.seen > 0
+        ended = loop.time()
+        await asyncio.sleep(1)
+        assert instance.last_at < ended + 0.1, "not a new request after the verdict"
+        print(f"{mode}: {took:.1f} s until the traffic was away, {instance.seen} requests, answers {dict(answers)}")
+
+
+async def test_a_canary_as_good_as_the_stable_version_keeps_its_share(raise_stage: Raise, tmp_path: Path) -> None:
+    instance = Instance()
+    async with beside(raise_stage, instance, tmp_path / "access.log") as stage, users(stage.public) as answers:
+        await asyncio.sleep(2)
+        await share(stage, 25)
+        view = await until(
+            stage, lambda view: view["analysis"] is not None and view["analysis"]["verdict"] == "PASS", 30
+        )
+        assert view["canary_percent"] == 25
+        assert instance.seen > 100
+        assert set(answers) == {"200"}
+        # Another share wants a proof of its own.
+        await share(stage, 50)
+        await until(stage, lambda view: view["analysis"]["verdict"] == "HOLD", 5)
+        await until(stage, lambda view: view["analysis"]["verdict"] == "PASS", 30)
+
+
+async def test_a_log_that_cannot_be_read_is_no_evidence_and_that_is_said(raise_stage: Raise, tmp_path: Path) -> None:
+    instance, log = Instance("errors"), tmp_path / "access.log"
+    async with beside(raise_stage, instance, log) as stage, users(stage.public):
+        while not (log.exists() and log.stat().st_size):
+            await asyncio.sleep(0.1)
+        log.unlink()  # Caddy writes on into what has no name any more
+        await share(stage, 10)
+        view = await until(stage, lambda view: bool(view["trouble"]))
+        assert "writes no access log" in view["trouble"][0]
+        await asyncio.sleep(2)
+        view = await service(stage)
+        assert (view["canary_percent"], view["analysis"]["verdict"]) == (10, "HOLD")
+
+
+async def test_a_canary_may_only_be_reported_on(raise_stage: Raise, tmp_path: Path) -> None:
+    settings = QUICK + '[services.web.canary]\non_fail = "report"\n'
+    async with beside(raise_stage, Instance("errors"), tmp_path / "access.log", settings) as stage, users(stage.public):
+        await share(stage, 25)
+        await until(stage, lambda view: verdict(view) == "FAIL", 20)
+        await asyncio.sleep(1)
+        assert (await service(stage))["canary_percent"] == 25

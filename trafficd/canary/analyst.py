@@ -1,0 +1,195 @@
+"""Reads the access log while some service has a canary, and takes its traffic away when it is worse.
+
+Nothing here is on the way of a request, and Caddy does not notice when nobody reads. What cannot be read is no
+evidence, neither for nor against: it is said, and the canary keeps its share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from proxy.accessline import Answer
+from proxy.accesslog import Follower, Position
+from proxy.errors import ProxyError
+from trafficd.canary.compare import Arms, Comparison, Settings
+from trafficd.core.judge import Verdict
+from trafficd.core.model import Service, Upstream
+from trafficd.operate import Operator
+
+log = logging.getLogger("trafficd.canary")
+
+_PAUSE = 0.25  # s between looks at the log
+_SAMPLE = 1.0  # s between counts of what is open
+_COUNT_TIME = 1.0  # s that a count may take
+_PAST = 4 << 20  # bytes before the end of the log that say what is slow
+_KEPT = 5_000  # answers of a service from before its canary
+_ACTOR = "judge"
+
+
+@dataclass
+class _Watch:
+    """One canary that has a share."""
+
+    versions: Mapping[str, str | None]  # of the canary, by address
+    percent: float
+    comparison: Comparison
+    sampled_at: float = 0.0
+    ended: bool = False
+
+
+@dataclass
+class Analyst:
+    """`path`: the access log, as this process sees it."""
+
+    path: Path
+    operators: Mapping[str, Operator]
+    _follower: Follower | None = None
+    _watches: dict[str, _Watch] = field(default_factory=dict)  # by service
+    _recent: dict[str, deque[Answer]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=_KEPT)))
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            try:
+                await self._turn()
+            except Exception as error:  # or all canaries would be left alone, with nobody told
+                log.exception("unexpected")
+                self._say(f"unexpected {type(error).__name__} (please report; the log has it): {error}")
+            await asyncio.sleep(_PAUSE)
+
+    def _say(self, text: str) -> None:
+        """Why the answers of the canaries cannot be judged; empty where they can."""
+        for name in self._watches:
+            self.operators[name].engine.trouble.say("blind", text and f"the canary is not judged: {text}")
+
+    async def _turn(self) -> None:
+        wanted = {name: one for name, one in self.operators.items() if one.state.canary_percent and _judged(one)}
+        for name in self._watches.keys() - wanted.keys():
+            self.operators[name].engine.trouble.say("blind", "")
+            del self._watches[name]
+        if not wanted:
+            self._close()
+            return
+        await self._read()
+        now = time.time()
+        for name, operator in wanted.items():
+            watch = self._watch(name, operator, now)
+            if watch is not None:
+                await self._judge(watch, operator, now)
+
+    def _close(self) -> None:
+        if self._follower is not None:
+            self._follower.close()
+            self._follower = None
+            self._recent.clear()
+
+    async def _read(self) -> None:
+        """Hand out what is new in the log."""
+        try:
+            if self._follower is None:
+                self._follower = await asyncio.to_thread(_open, self.path)
+            answers = await asyncio.to_thread(self._follower.read)
+        except ProxyError as error:
+            self._say(str(error))
+            return
+        missing = f"Caddy writes no access log at {self.path}: may its user write there?"
+        self._say(missing if self._follower.missing else "")
+        for answer in answers:
+            watch = self._watches.get(answer.service)
+            if watch is not None:
+                watch.comparison.take(answer)
+            self._recent[answer.service].append(answer)
+
+    @property
+    def _behind(self) -> bool:
+        """Whether the log holds more than was read."""
+        return self._follower is None or self._follower.missing or self._follower.behind > 0
+
+    def _watch(self, name: str, operator: Operator, now: float) -> _Watch | None:
+        """The watch of a service's canary, as it is now; None where there is none any more."""
+        state = operator.state
+        versions = {one.serving: one.version for one in _canaries(state) if one.serving is not None}
+        percent = state.canary_percent
+        if not versions or not percent:
+            return None
+        watch = self._watches.get(name)
+        if watch is None or watch.versions != versions:
+            settings = operator.section.canary
+            comparison = Comparison(
+                Arms(frozenset(versions), _stable(state)),
+                now,
+                Settings(settings.alpha, settings.limit, sticky=operator.section.affinity != "none"),
+                list(self._recent[name]),
+            )
+            watch = self._watches[name] = _Watch(versions, percent, comparison)
+            log.info("%s: the canary %s is judged from now on", name, ", ".join(sorted(versions)))
+        elif watch.percent != percent:
+            watch.percent = percent
+            watch.comparison.begin_step()
+        watch.comparison.arms = Arms(frozenset(versions), _stable(state))
+        return watch
+
+    async def _judge(self, watch: _Watch, operator: Operator, now: float) -> None:
+        comparison = watch.comparison
+        if now - watch.sampled_at >= _SAMPLE:
+            watch.sampled_at = now
+            await self._sample(comparison, operator)
+        comparison.pass_time(now)
+        operator.engine.analysis = comparison.analysis
+        if comparison.analysis.verdict is not Verdict.FAIL or watch.ended:
+            return
+        watch.ended = True
+        why = comparison.analysis.why
+        if operator.section.canary.on_fail == "report":
+            log.warning("%s: the canary is worse: %s", operator.state.name, why)
+            return
+        log.warning("%s: the canary is worse, and gets no more traffic: %s", operator.state.name, why)
+        problem = await operator.end_canary(why, actor=_ACTOR)
+        if problem is not None:
+            log.error("%s: %s", operator.state.name, problem)
+
+    async def _sample(self, comparison: Comparison, operator: Operator) -> None:
+        """Count what is open on both arms; unknown where one count is, or while the log is behind."""
+        arms = comparison.arms
+        try:
+            async with asyncio.timeout(_COUNT_TIME):
+                counts = await operator.engine.parts.pool.in_flight([*arms.canary, *arms.stable])
+        except Exception as error:  # whatever the adapter met
+            log.debug("%s: in-flight counts not readable: %s", operator.state.name, error)
+            counts = {}
+        known = {dial: count.requests for dial, count in counts.items() if count is not None}
+        canary, stable = (
+            None if self._behind or not dials <= known.keys() else sum(known[dial] for dial in dials)
+            for dials in (arms.canary, arms.stable)
+        )
+        comparison.sample(time.time(), canary, stable)
+
+
+def _judged(operator: Operator) -> bool:
+    """Whether the answers of the service are in the log."""
+    return operator.section.route == "own" and operator.section.control == "slots"
+
+
+def _canaries(state: Service) -> Iterator[Upstream]:
+    for one in state.upstreams.values():
+        if one.serving is not None and not one.drained and not state.regular(one):
+            yield one
+
+
+def _stable(state: Service) -> frozenset[str]:
+    return frozenset(u.serving for u in state.upstreams.values() if u.serving is not None and state.regular(u))
+
+
+def _open(path: Path) -> Follower:
+    """From a while before its end on."""
+    try:
+        found = path.stat()
+    except OSError:
+        return Follower(path)
+    return Follower(path, Position(found.st_ino, max(0, found.st_size - _PAST)))
