@@ -166,6 +166,20 @@ class Daemon:
                 f"state_dir {state} cannot be used: {error.strerror}; make it, owned by trafficd's user"
             ) from error
         self._lock.acquire()
+        self._make_log_directory()
+
+    def _make_log_directory(self) -> None:
+        """Caddy would make it for itself alone, and we could not read what it writes there."""
+        log_file = self.config.caddy.access_log
+        if log_file is None or Path(log_file).parent.exists():
+            return
+        try:
+            Path(log_file).parent.mkdir(parents=True, mode=0o755)
+        except OSError as error:
+            raise StateError(
+                f"caddy.access_log: {Path(log_file).parent} cannot be made: {error.strerror}; make it, so that Caddy's "
+                "user may write there and trafficd's user may read"
+            ) from error
 
     # -- Caddy -----------------------------------------------------------------------------------------
 

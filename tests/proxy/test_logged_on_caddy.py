@@ -357,6 +357,7 @@ async def test_caddy_rolls_the_file_and_no_line_is_lost_or_seen_twice(log: Logge
 
 
 @pytest.mark.usefixtures("small_files")
+@pytest.mark.slow
 async def test_nobody_reads_and_caddy_serves_on_and_keeps_few_files(log: Logged) -> None:
     log.follower.close()
     await log.serve({"a": 1})

@@ -56,7 +56,13 @@ async def share(stage: Stage, percent: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "metric"), [("errors", "errors"), ("truncate", "errors"), ("hang", "in_flight"), ("slow", "slower")]
+    ("mode", "metric"),
+    [
+        ("errors", "errors"),
+        pytest.param("truncate", "errors", marks=pytest.mark.slow),
+        pytest.param("hang", "in_flight", marks=pytest.mark.slow),
+        pytest.param("slow", "slower", marks=pytest.mark.slow),
+    ],
 )
 async def test_a_canary_that_is_worse_loses_its_traffic(
     raise_stage: Raise, tmp_path: Path, mode: str, metric: str
@@ -81,9 +87,11 @@ async def test_a_canary_that_is_worse_loses_its_traffic(
         print(f"{mode}: {took:.1f} s until the traffic was away, {instance.seen} requests, answers {dict(answers)}")
 
 
+@pytest.mark.slow
 async def test_a_canary_as_good_as_the_stable_version_keeps_its_share(raise_stage: Raise, tmp_path: Path) -> None:
     instance = Instance()
-    async with beside(raise_stage, instance, tmp_path / "access.log") as stage, users(stage.public) as answers:
+    log = tmp_path / "logs of ours" / "access.log"  # made by the daemon
+    async with beside(raise_stage, instance, log) as stage, users(stage.public) as answers:
         await asyncio.sleep(2)
         await share(stage, 25)
         view = await until(
@@ -112,6 +120,7 @@ async def test_a_log_that_cannot_be_read_is_no_evidence_and_that_is_said(raise_s
         assert (view["canary_percent"], view["analysis"]["verdict"]) == (10, "HOLD")
 
 
+@pytest.mark.slow
 async def test_a_canary_may_only_be_reported_on(raise_stage: Raise, tmp_path: Path) -> None:
     settings = QUICK + '[services.web.canary]\non_fail = "report"\n'
     async with beside(raise_stage, Instance("errors"), tmp_path / "access.log", settings) as stage, users(stage.public):
