@@ -193,6 +193,7 @@ class Metrics:
         self._times: list[int] = []  # response times that are not counted yet, and so on
         self._services: list[int] = []
         self._lags: list[int] = []
+        self._samples: list[tuple[int, ...]] = []  # of the phases
         self._head: Head | None = None  # of the last answer, and of which request it was
         self._request = 0
         self._alike = 0  # from which of `_times` on they were the same
@@ -259,8 +260,7 @@ class Metrics:
 
     def phases(self, *, dns_ns: int, dial_ns: int, tls_ns: int, write_ns: int, wait_ns: int, read_ns: int) -> None:
         """What the parts of one request took, of which samples are enough."""
-        for name, ns in zip(PHASES, (dns_ns, dial_ns, tls_ns, write_ns, wait_ns, read_ns), strict=True):
-            self._whole.phases[name].record(ns)
+        self._samples.append((dns_ns, dial_ns, tls_ns, write_ns, wait_ns, read_ns))
 
     def snapshot(self) -> Snapshot:
         """What was counted so far; it grows on with what comes."""
@@ -278,6 +278,9 @@ class Metrics:
         self._services.clear()
         self._whole.lag.extend(self._lags)
         self._lags.clear()
+        for name, times in zip(PHASES, zip(*self._samples, strict=True), strict=False):  # no times where no samples
+            self._whole.phases[name].extend(times)
+        self._samples.clear()
 
     def _count_alike(self) -> None:
         if (count := len(self._times) - self._alike) and self._head is not None:

@@ -19,6 +19,7 @@ from trafficd.core.latency import Thresholds, freeze
 from trafficd.core.ticks import Arm, Request, Tick, Ticks
 
 _MOST_ROUTES = 1_000
+_MOST_CLIENTS = 100_000
 _SWITCHING_PROTOCOLS = 101
 
 
@@ -57,14 +58,6 @@ class Route(NamedTuple):
     stable_bad: int
 
 
-class Point(NamedTuple):
-    """The evidence at one time (s): what errors say, and the mean of what the other metrics say."""
-
-    at: float
-    errors: float
-    others: float
-
-
 @dataclass
 class Comparison:
     """Feed it answers in the order of their end; `since` (s) is when the canary got its first traffic, `before` the
@@ -75,9 +68,8 @@ class Comparison:
     settings: Settings = field(default_factory=Settings)
     before: Iterable[Answer] = ()
     failed_at: float | None = field(default=None, init=False)
-    course: list[Point] = field(default_factory=list, init=False)
     analysis: Analysis = field(init=False)
-    clients: set[str] = field(default_factory=set, init=False)  # that the canary answered
+    clients: set[str] = field(default_factory=set, init=False)  # that the canary answered, up to a number
     _thresholds: Thresholds | None = field(init=False)
     _ticks: Ticks = field(init=False)
     _panel: Panel = field(init=False)
@@ -140,7 +132,7 @@ class Comparison:
         return frozenset() if time is None or self._thresholds is None else self._thresholds.slow(time)
 
     def _count(self, arm: Arm, answer: Answer, bad: frozenset[str]) -> None:
-        if arm is Arm.CANARY:
+        if arm is Arm.CANARY and len(self.clients) < _MOST_CLIENTS:
             self.clients.add(answer.client)
         name = f"{answer.method} /{answer.path.split('/', 2)[1] if answer.path.startswith('/') else ''}"
         if name not in self._routes and len(self._routes) >= _MOST_ROUTES:
@@ -155,7 +147,6 @@ class Comparison:
 
     def _keep(self, at: float, analysis: Analysis) -> None:
         self.analysis = analysis
-        self.course.append(Point(at, analysis.errors, analysis.others))
         if analysis.verdict is Verdict.FAIL and self.failed_at is None:
             self.failed_at = at
 
