@@ -24,25 +24,38 @@ class Instance:
     dial: str = ""
     _chance: random.Random = field(default_factory=lambda: random.Random(7))
     _server: asyncio.Server | None = None
-    _open: set[asyncio.StreamWriter] = field(default_factory=set)
+    _serving: set[asyncio.Task[None]] = field(default_factory=set)
+    _stopped: bool = False
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.dial = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
+        """Nothing is left of it afterwards, also of connections that were accepted just now."""
+        self._stopped = True
         if self._server is not None:
             self._server.close()
-        for writer in tuple(self._open):
-            writer.transport.abort()
+        await asyncio.sleep(0.01)
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+        await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open.add(writer)
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            while await self._request(reader, writer):
-                pass
-        self._open.discard(writer)
-        writer.close()
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                while not self._stopped and await self._request(reader, writer):
+                    pass
+        finally:
+            if self.mode == "hang" or self._stopped:
+                writer.transport.abort()
+            else:
+                writer.close()  # what was written goes out first
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -75,33 +88,35 @@ async def users(port: int, *, count: int = 50, rate: float = 200.0) -> AsyncIter
     """So many users, each at an address of its own, who ask for `rate` pages a second together; the answers by status,
     "lost" where there was none."""
     answers: Counter[str] = Counter()
-    asking = [asyncio.create_task(_user(port, number, count / rate, answers)) for number in range(count)]
+    asking: set[asyncio.Task[None]] = set()
+    visiting = [asyncio.create_task(_user(port, number, count / rate, answers, asking)) for number in range(count)]
     try:
         yield answers
     finally:
-        for task in asking:
+        for task in (*visiting, *asking):
             task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
+        await asyncio.gather(*visiting, *asking, return_exceptions=True)
+        await asyncio.sleep(0)
 
 
-async def _user(port: int, number: int, pause: float, answers: Counter[str]) -> None:
+async def _user(port: int, number: int, pause: float, answers: Counter[str], asking: set[asyncio.Task[None]]) -> None:
     chance = random.Random(number)
     source = (f"127.1.{number // 200}.{number % 200 + 1}", 0)
     await asyncio.sleep(pause * chance.random())
     while True:
         asked = asyncio.create_task(_ask(port, source, answers))
+        asking.add(asked)
+        asked.add_done_callback(asking.discard)
         await asyncio.sleep(pause * (0.5 + chance.random()))
-        if asked.done():
-            asked.result()
 
 
 async def _ask(port: int, source: tuple[str, int], answers: Counter[str]) -> None:
-    try:
+    said = b""
+    with contextlib.suppress(OSError, TimeoutError):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=source)
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        said = await asyncio.wait_for(reader.read(), 10)
-        writer.close()
-    except (OSError, TimeoutError):
-        answers["lost"] += 1
-        return
+        try:
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            said = await asyncio.wait_for(reader.read(), 10)
+        finally:
+            writer.transport.abort()
     answers[said[9:12].decode() or "lost"] += 1

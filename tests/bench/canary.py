@@ -1,0 +1,85 @@
+"""How soon a canary that is worse loses its traffic: 5 % of 200 requests a second, from users at many addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.bench.figure import Figure
+from tests.canary.arms import Instance, users
+from trafficd.client import Json
+from trafficd.demo.stage import Stage
+
+SIDE_BY_SIDE, ROUNDS = 4, 2
+_PATIENCE = 400.0  # s for one verdict
+_SETTINGS = """
+[services.web.health]
+interval = "500ms"
+rise = 1
+"""
+
+
+async def measure() -> list[Figure]:
+    worse = [await _round(Instance("errors", 0.03), base=0.01) for _ in range(ROUNDS)]
+    broken = [await _round(Instance("errors"), base=0.01) for _ in range(ROUNDS)]
+    hanging = [await _round(Instance("hang"), base=0.01) for _ in range(ROUNDS)]
+    what = f"canary with 5 % of 200 requests/s, {SIDE_BY_SIDE * ROUNDS} runs"
+    return [
+        Figure(f"{what}: 3 % errors beside 1 %, until its traffic is away, median", _median(worse), "s", 80.0),
+        Figure(f"{what}: the longest", max(map(max, worse)), "s"),
+        Figure(f"{what}: all answers are errors, median", _median(broken), "s", 2.0),
+        Figure(f"{what}: no answer comes, median", _median(hanging), "s"),
+    ]
+
+
+def _median(rounds: list[list[float]]) -> float:
+    return statistics.median(took for one in rounds for took in one)
+
+
+async def _round(canary: Instance, *, base: float) -> list[float]:
+    """So many daemons side by side; how long each of them took, in s."""
+    kinds = [(Instance(canary.mode, canary.rate), base) for _ in range(SIDE_BY_SIDE)]
+    return list(await asyncio.gather(*(_once(instance, rate) for instance, rate in kinds)))
+
+
+async def _once(canary: Instance, base: float) -> float:
+    stable = [Instance("errors", base) for _ in range(2)]
+    log = Path(tempfile.mkdtemp(prefix="trafficd-")) / "access.log"
+    stage = Stage(instances=1, settings=_SETTINGS, caddy=f'access_log = "{log}"')
+    try:
+        stage.start_instances()
+        stage.start_daemon()
+        await stage.wait_ready()
+        for number, instance in enumerate([*stable, canary]):
+            await instance.start()
+            version = "v2" if instance is canary else stage.version
+            await _call(stage, "POST", "/upstreams", id=f"x{number}", dial=instance.dial, version=version)
+        await _until(stage, lambda view: all(one["health"] == "up" for one in view["upstreams"]))
+        await _call(stage, "DELETE", f"/upstreams/{stage.upstream_id(0)}")
+        async with users(stage.public, count=100):
+            await asyncio.sleep(5)
+            began = asyncio.get_running_loop().time()
+            await _call(stage, "PUT", "/canary", percent=5)
+            await _until(stage, lambda view: view["canary_percent"] == 0)
+            return asyncio.get_running_loop().time() - began
+    finally:
+        for instance in (*stable, canary):
+            await instance.stop()
+        await stage.aclose()
+
+
+async def _call(stage: Stage, method: str, path: str, **body: object) -> Json:
+    client = stage.client()
+    try:
+        return await asyncio.to_thread(client.call, method, f"/v1/services/web{path}", body or None)
+    finally:
+        client.close()
+
+
+async def _until(stage: Stage, holds: Callable[[Json], bool]) -> None:
+    async with asyncio.timeout(_PATIENCE):
+        while not holds(await _call(stage, "GET", "")):
+            await asyncio.sleep(0.1)
