@@ -14,6 +14,7 @@ from trafficd.client import Json
 from trafficd.demo.stage import Stage
 
 SIDE_BY_SIDE, ROUNDS = 4, 2
+_BASE = 0.01  # errors of the stable version
 _PATIENCE = 400.0  # s for one verdict
 _SETTINGS = """
 [services.web.health]
@@ -23,9 +24,9 @@ rise = 1
 
 
 async def measure() -> list[Figure]:
-    worse = [await _round(Instance("errors", 0.03), base=0.01) for _ in range(ROUNDS)]
-    broken = [await _round(Instance("errors"), base=0.01) for _ in range(ROUNDS)]
-    hanging = [await _round(Instance("hang"), base=0.01) for _ in range(ROUNDS)]
+    worse = [await _round("errors", 0.03, number) for number in range(ROUNDS)]
+    broken = [await _round("errors", 1.0, number) for number in range(ROUNDS)]
+    hanging = [await _round("hang", 1.0, number) for number in range(ROUNDS)]
     what = f"canary with 5 % of 200 requests/s, {SIDE_BY_SIDE * ROUNDS} runs"
     return [
         Figure(f"{what}: 3 % errors beside 1 %, until its traffic is away, median", _median(worse), "s", 80.0),
@@ -39,14 +40,14 @@ def _median(rounds: list[list[float]]) -> float:
     return statistics.median(took for one in rounds for took in one)
 
 
-async def _round(canary: Instance, *, base: float) -> list[float]:
+async def _round(mode: str, rate: float, number: int) -> list[float]:
     """So many daemons side by side; how long each of them took, in s."""
-    kinds = [(Instance(canary.mode, canary.rate), base) for _ in range(SIDE_BY_SIDE)]
-    return list(await asyncio.gather(*(_once(instance, rate) for instance, rate in kinds)))
+    seeds = [1_000 * number + 10 * beside for beside in range(SIDE_BY_SIDE)]
+    return list(await asyncio.gather(*(_once(Instance(mode, rate, seed), seed) for seed in seeds)))
 
 
-async def _once(canary: Instance, base: float) -> float:
-    stable = [Instance("errors", base) for _ in range(2)]
+async def _once(canary: Instance, seed: int) -> float:
+    stable = [Instance("errors", _BASE, seed + 1 + number) for number in range(2)]
     log = Path(tempfile.mkdtemp(prefix="trafficd-")) / "access.log"
     stage = Stage(instances=1, settings=_SETTINGS, caddy=f'access_log = "{log}"')
     try:

@@ -19,13 +19,17 @@ class Instance:
 
     mode: str = "ok"
     rate: float = 1.0  # of what is done by the mode; the rest is answered well
+    seed: int = 7
     seen: int = 0  # requests, health checks left out
     last_at: float = 0.0  # when the last of them came, by the loop's clock
     dial: str = ""
-    _chance: random.Random = field(default_factory=lambda: random.Random(7))
+    _chance: random.Random = field(init=False)
     _server: asyncio.Server | None = None
     _serving: set[asyncio.Task[None]] = field(default_factory=set)
     _stopped: bool = False
+
+    def __post_init__(self) -> None:
+        self._chance = random.Random(self.seed)
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
