@@ -84,6 +84,7 @@ def lost_by_one_write(result: Load) -> int:
     return sum(troubles.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["adopt", "import"])
 async def test_the_tutorials_site_is_taken_over_under_load_and_then_loses_nothing(beside: Beside, way: str) -> None:
     stage, caddy = await beside(ADOPT if way == "adopt" else IMPORT)

@@ -106,6 +106,7 @@ async def test_a_canary_as_good_as_the_stable_version_keeps_its_share(raise_stag
         await until(stage, lambda view: view["analysis"]["verdict"] == "PASS", 30)
 
 
+@pytest.mark.slow
 async def test_a_log_that_cannot_be_read_is_no_evidence_and_that_is_said(raise_stage: Raise, tmp_path: Path) -> None:
     instance, log = Instance("errors"), tmp_path / "access.log"
     async with beside(raise_stage, instance, log) as stage, users(stage.public):
