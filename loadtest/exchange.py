@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from loadtest import metrics
 from loadtest.model import ErrorKind, Origin
 from loadtest.wire import Wire
 
@@ -21,13 +22,9 @@ class Failure(NamedTuple):
     detail: str
 
 
-class Head(Protocol):
+class Head(metrics.Head, Protocol):
     """What a lane wants to know of a response."""
 
-    @property
-    def status(self) -> int: ...
-    @property
-    def attribute(self) -> str | None: ...  # value of the header named by Plan.attribute
     @property
     def location(self) -> str | None: ...
 

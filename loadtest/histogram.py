@@ -24,8 +24,13 @@ _STEPS = 10
 
 def bucket(ns: int) -> int:
     """The bucket of a time; those of larger times have larger numbers."""
-    shift = ns.bit_length() - 11
-    return ns if shift <= 0 else (shift << 10) + (ns >> shift)
+    shift = _shift(ns)
+    return (shift << 10) + (ns >> shift)
+
+
+def _shift(ns: int) -> int:
+    """How many bits of a time its bucket does not tell."""
+    return max(0, ns.bit_length() - 11)
 
 
 def lowest(index: int) -> int:
@@ -52,7 +57,9 @@ class Histogram:
         self.largest = 0
 
     def record(self, ns: int) -> None:
-        self.extend((ns,))
+        ns = max(0, ns)
+        self._grow(1, ns, ns, ns)
+        self.counts[bucket(ns)] += 1
 
     def extend(self, times: Sequence[int]) -> None:
         """Record many times: what they have in common is done once, and most of the rest within C."""
@@ -64,7 +71,7 @@ class Histogram:
         self._grow(len(times), sum(times), times[0], times[-1])
         begin = 0
         while begin < len(times):  # those of one power of two at a time: their buckets differ by nothing but the time
-            shift = max(0, times[begin].bit_length() - 11)
+            shift = _shift(times[begin])
             end = bisect_left(times, 2048 << shift, begin)
             base = shift << 10
             self.counts.update([base + (ns >> shift) for ns in times[begin:end]])

@@ -16,7 +16,7 @@ from proxy.accessline import Answer
 from trafficd.core.analysis import ERRORS, Analysis, Panel
 from trafficd.core.judge import Verdict
 from trafficd.core.latency import Thresholds, freeze
-from trafficd.core.ticks import Arm, Request, Tick, Ticks
+from trafficd.core.ticks import LONGEST, Arm, Request, Tick, Ticks
 
 _MOST_ROUTES = 1_000
 _MOST_CLIENTS = 100_000
@@ -76,15 +76,13 @@ class Comparison:
     _routes: dict[str, Counter[str]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        times = [time for answer in self.before if self._is_stable(answer) and (time := _time(answer)) is not None]
+        stable = (answer for answer in self.before if self.arms.of(answer) is Arm.STABLE)
+        times = [answer.latency for answer in stable if answer.latency is not None]
         self._thresholds = freeze(times)
         metrics = () if self._thresholds is None else self._thresholds.metrics
         self._ticks = Ticks(self.since, self.settings.sticky)
         self._panel = Panel(self.since, alpha=self.settings.alpha, limit=self.settings.limit, latency=metrics)
         self.analysis = self._panel.analyse()
-
-    def _is_stable(self, answer: Answer) -> bool:
-        return self.arms.of(answer) is Arm.STABLE
 
     @property
     def thresholds(self) -> Thresholds | None:
@@ -99,7 +97,7 @@ class Comparison:
         bad = self._bad(answer)
         self._count(arm, answer, bad)
         if answer.status != _SWITCHING_PROTOCOLS:
-            self._panel.in_flight.ended(arm, answer.at - (answer.duration or _time(answer) or 0.0), answer.at)
+            self._panel.in_flight.ended(arm, answer.at - (answer.duration or answer.latency or 0.0), answer.at)
         self._judge(self._ticks.add(Request(answer.at, arm, answer.client, bad)))
         return self.analysis.verdict
 
@@ -128,7 +126,7 @@ class Comparison:
     def _bad(self, answer: Answer) -> frozenset[str]:
         if answer.truncated or answer.status >= 500:
             return frozenset({ERRORS})
-        time = _time(answer)
+        time = answer.latency  # neither the wait for a slot nor a slow client is the version's doing
         return frozenset() if time is None or self._thresholds is None else self._thresholds.slow(time)
 
     def _count(self, arm: Arm, answer: Answer, bad: frozenset[str]) -> None:
@@ -151,11 +149,6 @@ class Comparison:
             self.failed_at = at
 
 
-def _time(answer: Answer) -> float | None:
-    """Until the upstream's header came: neither the wait for a slot nor a slow client is the version's doing."""
-    return answer.latency
-
-
 def _route(name: str, counts: Counter[str]) -> Route:
     return Route(name, counts[Arm.CANARY], counts[f"{Arm.CANARY} bad"], counts[Arm.STABLE], counts[f"{Arm.STABLE} bad"])
 
@@ -174,5 +167,5 @@ def compare(answers: Sequence[Answer], arms: Arms, settings: Settings) -> Compar
     comparison = Comparison(arms, answers[first].at, settings, answers[:first])
     for answer in answers[first:]:
         comparison.take(answer)
-    comparison.pass_time(answers[-1].at + 60.0)
+    comparison.pass_time(answers[-1].at + LONGEST)
     return comparison

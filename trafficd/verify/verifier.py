@@ -154,11 +154,15 @@ class Verifier:
 
     async def give_up(self, name: str, actor: str) -> Verification:
         """End one that is under way; how it stands. Raises `NotFoundError`, `ConflictError`."""
-        live = next((one for one in self._live.values() if one.record.id == name), None)
+        live = self._conducted(name)
         if live is None:
             raise ConflictError(f"verification {name} is {(await self.get(name)).state}: there is nothing to give up")
         live.give_up(actor)
         return live.view()
+
+    def _conducted(self, name: str) -> Conductor | None:
+        """Who conducts this one, if it is under way."""
+        return next((one for one in self._live.values() if one.record.id == name), None)
 
     # -- look ------------------------------------------------------------------------------------------
 
@@ -169,7 +173,7 @@ class Verifier:
 
     async def get(self, name: str) -> Verification:
         """One of them, as it stands. Raises `NotFoundError`."""
-        live = next((one for one in self._live.values() if one.record.id == name), None)
+        live = self._conducted(name)
         if live is not None:
             return live.view()
         body = await self.store.verification(name)
