@@ -164,8 +164,15 @@ class Composer:
             min_healthy_time=section.rollout.min_healthy_time,
             healthy_deadline=section.rollout.healthy_deadline,
             terms=section.terms,
+            slots=section.slots,
+            slow_start=section.slow_start,
+            judged=self._logged(section),
             foreign=partial(self._foreign, name),
         )
+
+    def _logged(self, section: ServiceSection) -> bool:
+        """Whether the answers of a service stand in the access log, with who gave them."""
+        return self.config.caddy.access_log is not None and section.route == "own" and section.control == "slots"
 
     def _foreign(self, service: str, dial: str) -> str | None:
         """Whose of another service an address is, in words."""

@@ -22,10 +22,12 @@ from trafficd.core import invariants
 from trafficd.core.addresses import holder
 from trafficd.core.analysis import Analysis
 from trafficd.core.health import Pulse
-from trafficd.core.model import Health, Service, Wait, World
+from trafficd.core.judged import Judged
+from trafficd.core.model import Finding, Health, Service, Wait, World
 from trafficd.core.plan import Decision, decide
 from trafficd.core.queue import Terms
 from trafficd.core.routing import route
+from trafficd.core.warming import Warming
 from trafficd.errors import ProxyUnavailableError, TrafficdError
 from trafficd.ledger import Ledger
 from trafficd.observe import HealthMonitor
@@ -57,6 +59,10 @@ class Parts:
     healthy_deadline: float
     terms: Terms  # the policy of a rollout that was queued, once it begins
     foreign: Callable[[str], str | None] = lambda dial: None  # whose of another service an address is, in words
+    check: Probe | None = None  # the preview checks
+    slots: int = 100
+    slow_start: float = 0.0  # s in which what is put back into traffic gets its full weight
+    judged: bool = False  # whether the answers of a canary can be judged
 
 
 class Engine:
@@ -70,6 +76,9 @@ class Engine:
         self.waits: tuple[Wait, ...] = ()
         self.panic: str | None = None
         self.analysis: Analysis | None = None  # of the canary that has a share, or had one last
+        self.finding: Finding | None = None  # what it means for a rollout
+        self.judging = False  # whether it is still being judged
+        self._warming = Warming(parts.slow_start)
         self.monitor = HealthMonitor(
             parts.probe, interval=parts.interval, rise=parts.rise, fall=parts.fall, on_change=self._health_changed
         )
@@ -81,10 +90,18 @@ class Engine:
             routed=self.routed,
             admitted=self._admitted,
             holder=self._holder,
+            check=parts.check or _unchecked,
+            fall=parts.fall,
         )
         self.works = Works(
-            self.ledger, hands, min_healthy_time=parts.min_healthy_time, healthy_deadline=parts.healthy_deadline
+            self.ledger,
+            hands,
+            min_healthy_time=parts.min_healthy_time,
+            healthy_deadline=parts.healthy_deadline,
+            terms=parts.terms,
+            trouble=self.trouble,
         )
+        self._wake_at: float | None = None
         self._wake = asyncio.Event()
         self._routing = asyncio.Lock()
         self._loop: asyncio.Task[None] | None = None
@@ -105,10 +122,14 @@ class Engine:
         its first probe: a restart of the daemon must not take anything out of traffic."""
         self.works.resume()
         shares = self.parts.pool.shares()
+        self._warming.warm(shares)
         self._watch()
         for upstream in self.state.upstreams.values():
             if upstream.serving is not None and shares.get(upstream.serving):
                 self.monitor.assume_up(upstream.id, upstream.serving)
+        for upstream, one in self.state.besides():
+            if shares.get(one.dial):
+                self.monitor.assume_up(one.key(upstream.id), one.dial)
         self._loop = asyncio.create_task(self._run(), name=f"engine {self.name}")
 
     async def stop(self) -> None:
@@ -142,8 +163,18 @@ class Engine:
                 await asyncio.sleep(_RETRY)
                 continue
             if not busy:
-                waiting = self.state.live is not None or self.state.pending is not None
-                await self._sleep(_TICK if waiting or self.trouble.lines() else None)
+                await self._sleep(self._pause())
+
+    def _pause(self) -> float | None:
+        """How long (s) until the next decision at the latest, if nothing happens."""
+        now = time.time()
+        ticks = self.state.live or self.state.pending or self.trouble.lines()
+        pauses = [_TICK] if ticks else []
+        if self._wake_at is not None:
+            pauses.append(max(0.0, self._wake_at - now))
+        if (pause := self._warming.pause(now)) is not None:
+            pauses.append(pause)
+        return min(pauses, default=None)
 
     async def _sleep(self, timeout: float | None) -> None:
         """Sleep until something changes, at most `timeout` seconds."""
@@ -156,7 +187,19 @@ class Engine:
 
     def world(self) -> World:
         """What is known of the world now."""
-        return World(health=self.monitor.health(), shares=self.parts.pool.shares())
+        return World(
+            health=self.monitor.health(),
+            shares=self.parts.pool.shares(),
+            warmth=self._warming.warmth(time.time(), self._candidates()),
+            slots=self.parts.slots,
+            finding=self.finding,
+            judged=self.parts.judged,
+        )
+
+    def _candidates(self) -> list[str]:
+        """The addresses that may get traffic."""
+        serving = [u.serving for u in self.state.upstreams.values() if u.serving is not None]
+        return serving + [one.dial for _, one in self.state.besides()]
 
     def decide(self) -> Decision:
         return decide(self.state, self.world(), time.time(), self.parts.terms)
@@ -165,24 +208,32 @@ class Engine:
         """One turn of the loop; whether there is more to decide at once."""
         self._watch()
         decision = self.decide()
-        self.waits, self.panic = decision.waits, decision.panic
+        self.waits, self.panic, self._wake_at = decision.waits, decision.panic, decision.wake_at
         # Before anything that needs the journal: traffic follows the probes, and an abort, without it.
         await self._route()
         self.works.cancel(decision.cancel)
         await self.ledger.write_late()
         if decision.event is not None:
-            invariants.check(self.state, self.world(), decision.event)
             await self._record_if_current(decision.event)
         self.works.keep_up()
         return decision.event is not None
 
     async def _record_if_current(self, event: ev.Event) -> None:
         """Journal what was decided, unless the state moved on while we waited for our turn."""
-        await self.ledger.record(event, lambda _: self.decide().event == event)
+
+        def current(_: Service) -> bool:
+            same = self.decide().event == event
+            if same:
+                invariants.check(self.state, self.world(), event)
+            return same
+
+        await self.ledger.record(event, current)
 
     def _watch(self) -> None:
-        """Probe every upstream at the address it serves or will serve at."""
-        self.monitor.watch({u.id: u.serving or u.dial for u in self.state.upstreams.values()})
+        """Probe every upstream at the address it serves or will serve at, and what runs beside it."""
+        places = {u.id: u.serving or u.dial for u in self.state.upstreams.values()}
+        places |= {one.key(u.id): one.dial for u, one in self.state.besides() if not one.retiring}
+        self.monitor.watch(places)
 
     def _health_changed(self, upstream: str, pulse: Pulse) -> None:
         known = self.state.upstreams.get(upstream)
@@ -212,6 +263,7 @@ class Engine:
             async with self._routing:
                 decision = self.decide()
                 shifted = await self.parts.pool.shift(decision.weights)
+                self._warming.seen(time.time(), decision.weights)
             if shifted:
                 log.info("%s: traffic goes to %s", self.name, _weights(decision))
                 await self.ledger.notify()
@@ -243,6 +295,19 @@ class Engine:
         if self.trouble.proxy:
             raise ProxyUnavailableError(self.trouble.proxy)
 
+    # -- judging ---------------------------------------------------------------------------------------
+
+    def judge(self, analysis: Analysis, judged: Judged) -> None:
+        """Take what the judge says now."""
+        self.analysis, self.judging = analysis, True
+        if judged.rollout is None:
+            self.finding = None
+            return
+        before = self.finding
+        self.finding = Finding(judged.rollout, judged.stage, analysis.verdict, analysis.why)
+        if before is None or (before.stage, before.verdict) != (judged.stage, analysis.verdict):
+            self.wake()
+
     # -- events ----------------------------------------------------------------------------------------
 
     async def record(self, event: ev.Event, check: Callable[[Service], bool | None] | None = None) -> None:
@@ -252,6 +317,10 @@ class Engine:
     async def record_first_in_line(self, event: ev.Event) -> str | None:
         """Put an abort in force before it is journalled: see `Ledger.first_in_line`."""
         return await self.ledger.first_in_line(event, self._route)
+
+
+async def _unchecked(dial: str) -> None:
+    """There are no preview checks."""
 
 
 def _weights(decision: Decision) -> str:

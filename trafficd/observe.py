@@ -15,6 +15,7 @@ from trafficd.ports import Pool, Probe
 
 SAMPLE_INTERVAL = 0.02  # s between in-flight samples of a draining upstream
 GATE_INTERVAL = 0.1  # s between probes at a gate, at most
+WATCH_INTERVAL = 0.5  # s between probes of an instance that is watched
 REFUSED_INTERVAL = 0.05  # s between probes at a gate while they fail, at least
 
 
@@ -32,13 +33,18 @@ class HealthMonitor:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def watch(self, dials: Mapping[str, str]) -> None:
-        """Watch exactly these upstreams, id -> address. An upstream whose address changed begins anew."""
+        """Watch exactly these upstreams, id -> address. An upstream whose address changed begins anew; but what is
+        known of an address stays known where only the names are exchanged."""
+        known = {dial: self._pulses[name] for name, dial in self._dials.items() if name in self._pulses}
         for name in [name for name in self._tasks if dials.get(name) != self._dials.get(name)]:
             self._tasks.pop(name).cancel()
             self._dials.pop(name, None)
             self._pulses.pop(name, None)
         for name, dial in dials.items():
-            if name not in self._tasks:
+            if name not in self._tasks and dial in known:
+                self._begin(name, dial, after=self._interval * random.random())
+                self._pulses[name] = known[dial]
+            elif name not in self._tasks:
                 self._begin(name, dial, after=0.0)
 
     def assume_up(self, name: str, dial: str) -> None:
@@ -104,18 +110,20 @@ def steady_clock() -> Callable[[], float]:
 
 
 async def drain(
-    pool: Pool, dial: str, *, since: float, quiet: float, timeout: float
+    pool: Pool, dial: str, *, since: float, quiet: float, timeout: float, streams: bool = True
 ) -> tuple[DrainVerdict, Open | None]:
     """Sample what is open on `dial` until it is drained or time is up; the verdict and the last count.
 
-    `since` is the time (s since the epoch) that the drain was journalled at.
+    `since` is the time (s since the epoch) that the drain was journalled at. Without `streams`, only requests are
+    waited for.
     """
     now = steady_clock()
     watch = DrainWatch(since=since, quiet=quiet, timeout=timeout)
     pause = min(SAMPLE_INTERVAL, max(0.005, quiet / 4))
     while True:
         count = await open_on(pool, dial)
-        verdict = watch.sample(now(), count)
+        waited_for = count if streams or count is None else Open(count.requests, 0)
+        verdict = watch.sample(now(), waited_for)
         if verdict is not DrainVerdict.WAITING:
             return verdict, count
         await asyncio.sleep(pause)
@@ -146,6 +154,19 @@ async def gate(probe: Probe, dial: str, *, since: float, min_healthy_time: float
                 return watch.explain()
             case GateVerdict.WAITING:
                 await asyncio.sleep(_until(watch, pause, now()))
+
+
+async def stay_up(probe: Probe, dial: str, *, since: float, watch_time: float, fall: int) -> str | None:
+    """Probe `dial` for `watch_time`; None, or why it is down: so many bad probes in a row."""
+    now = steady_clock()
+    failures = 0
+    while (left := since + watch_time - now()) > 0:
+        failure = await ask(probe, dial)
+        failures = 0 if failure is None else failures + 1
+        if failure is not None and failures >= fall:
+            return f"down while it was watched: {failure}"
+        await asyncio.sleep(min(WATCH_INTERVAL, max(0.0, left)))
+    return None
 
 
 def _until(watch: GateWatch, pause: float, now: float) -> float:

@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from trafficd.core.drain import DrainVerdict, Open
 from trafficd.core.model import (
     HOOKS,
+    Beside,
     Cut,
     Direction,
     Order,
+    Policy,
     Rollout,
     StepKey,
     StepKind,
@@ -23,7 +25,7 @@ from trafficd.core.model import (
 )
 from trafficd.core.place import address
 from trafficd.core.revert import ending
-from trafficd.observe import drain, gate
+from trafficd.observe import ask, drain, gate, stay_up
 from trafficd.ports import Driver, Outcome, Pool, Probe, Swap
 
 
@@ -43,8 +45,9 @@ class Hands:
     """What performing needs: the pool, the driver, the probe, and the engine's own routing.
 
     `routed` returns when the proxy has the routing that the journal calls for. `admitted` says that an
-    upstream passed its gate and may be taken for up at its address. `holder` says, in words, which other
-    upstream has an address.
+    upstream (or an instance beside it: `Beside.key`) passed its gate and may be taken for up at its address. `holder`
+    says, in words, which other upstream has an address. `check` makes the preview checks of an address; `fall` is how
+    many bad probes in a row mean that an instance is down.
     """
 
     pool: Pool
@@ -54,6 +57,8 @@ class Hands:
     routed: Callable[[], Awaitable[None]]
     admitted: Callable[[str, str], None]
     holder: Callable[[str, str], str | None]
+    check: Probe
+    fall: int
 
 
 async def perform(hands: Hands, rollout: Rollout, record: StepRecord, *, resumed: bool) -> Done:
@@ -70,9 +75,15 @@ async def perform(hands: Hands, rollout: Rollout, record: StepRecord, *, resumed
             return await _drain(hands, rollout, record, task)
         case StepKind.GATE:
             return await _gate(hands, rollout, record, task)
+        case StepKind.CHECK:
+            assert task.new_dial is not None, "a checked task has its address"
+            failure = await ask(hands.check, task.new_dial)
+            return Done(Outcome(failure is None, failure or ""))
+        case StepKind.WATCH:
+            return await _watch(hands, rollout, record, task)
         case StepKind.ADMIT:
             assert task.new_dial is not None, "an admitted task has its address"
-            hands.admitted(task.upstream, task.new_dial)
+            hands.admitted(_admitted_as(rollout, task, task.new_dial), task.new_dial)
             await hands.routed()
             return Done(Outcome(ok=True))
         case _:
@@ -107,13 +118,18 @@ async def _drain(hands: Hands, rollout: Rollout, record: StepRecord, task: Task)
     await hands.routed()
     if address(task.old_dial) is None:
         return Done(Outcome(ok=True))  # nobody calls a worker, so there is nothing to wait for
+    # While requests wait at the proxy nobody waits for a stream to end, which may be never.
+    waits = rollout.policy.hold_for is not None and record.key.direction is Direction.FORWARD
     verdict, count = await drain(
         hands.pool,
         task.old_dial,
         since=record.started_at,
         quiet=rollout.policy.drain_quiet,
         timeout=rollout.policy.drain_timeout,
+        streams=not waits,
     )
+    if verdict is DrainVerdict.DRAINED and count is not None and count.streams:
+        return Done(Outcome(ok=True), cut=cut_of(count))
     match verdict:
         case DrainVerdict.UNKNOWN:
             return Done(Outcome(False, unknown_reason(task.old_dial)))
@@ -121,6 +137,45 @@ async def _drain(hands: Hands, rollout: Rollout, record: StepRecord, task: Task)
             return Done(Outcome(True, "drain_timeout"), cut=cut_of(count))
         case _:
             return Done(Outcome(ok=True), cut=Cut())
+
+
+def _admitted_as(rollout: Rollout, task: Task, dial: str) -> str:
+    """What the health of an admitted instance is known by."""
+    return Beside(dial, rollout.version, rollout.id).key(task.upstream) if rollout.policy.beside else task.upstream
+
+
+async def _watch(hands: Hands, rollout: Rollout, record: StepRecord, task: Task) -> Done:
+    assert task.new_dial is not None, "what is watched has an address"
+    failure = await stay_up(
+        hands.probe, task.new_dial, since=record.started_at, watch_time=rollout.policy.watch_time, fall=hands.fall
+    )
+    return Done(Outcome(failure is None, failure or ""))
+
+
+async def retire(hands: Hands, policy: Policy, service: str, upstream: str, one: Beside, *, resumed: bool) -> Done:
+    """Drain and stop an instance that is not to run beside the serving one any more."""
+    assert one.retiring_at is not None, "it is being retired"
+    await hands.routed()
+    verdict, count = await drain(
+        hands.pool, one.dial, since=one.retiring_at, quiet=policy.drain_quiet, timeout=policy.drain_timeout
+    )
+    if verdict is DrainVerdict.UNKNOWN:
+        return Done(Outcome(False, unknown_reason(one.dial)))
+    cut = cut_of(count) if verdict is DrainVerdict.TIMED_OUT else Cut()
+    swap = Swap(
+        action="retire",
+        service=service,
+        upstream=upstream,
+        version=one.version,
+        previous_version=None,
+        dial=address(one.dial),
+        previous_dial="",
+        rollout=one.rollout,
+        timeout=policy.swap_timeout,
+        since=one.retiring_at,
+        resumed=resumed,
+    )
+    return Done(await hands.driver(swap) if policy.retires else Outcome(ok=True), cut=cut)
 
 
 def unknown_reason(dial: str) -> str:

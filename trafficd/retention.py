@@ -43,6 +43,8 @@ def snapshot(service: Service) -> ev.Snapshotted:
         stable=service.stable,
         mixing=service.mixing,
         canary_percent=service.canary_percent,
+        shares=dict(service.shares),
+        pins=dict(service.pins),
         held=service.held,
         freeze=service.freeze,
         history=service.history,

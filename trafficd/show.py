@@ -69,8 +69,7 @@ def _service_parts(view: Json) -> list[RenderableType]:
         title.append(f"  MAINTENANCE: Caddy answers {view['maintenance']['reason']}".rstrip(), style="yellow")
     if view["held"]:
         title.append("  HELD: requests wait", style="yellow")
-    if view["canary_percent"] is not None:
-        title.append(f"  canary {view['canary_percent']:g} %")
+    title.append("".join(f"  {part}" for part in _parts_of_traffic(view)))
     if view["freeze"] is not None:
         title.append(f"  FROZEN {_freeze(view['freeze'])}", style="cyan")
     parts: list[RenderableType] = [title, _upstreams(view["upstreams"])]
@@ -79,7 +78,8 @@ def _service_parts(view: Json) -> list[RenderableType]:
     parts += [Text(line, style="red") for line in view["trouble"]]
     if view["analysis"] is not None:
         found = view["analysis"]
-        parts.append(Text(f"  canary {found['verdict']}: {found['why']}", style=_VERDICTS[found["verdict"]]))
+        whose, style = ("canary", _VERDICTS[found["verdict"]]) if found["current"] else ("the last canary", "dim")
+        parts.append(Text(f"  {whose} {found['verdict']}: {found['why']}", style=style))
     if view["rollout"] is not None and view["rollout"]["ended_at"] is None:
         parts.append(Text(_headline(view["rollout"])))
     parts += [Text(f"  waits for {_wait(wait)}") for wait in view["waits"]]
@@ -87,6 +87,13 @@ def _service_parts(view: Json) -> list[RenderableType]:
         parts.append(Text(_headline(view["queued"])))
         parts += [Text(f"  waits for {_wait(wait)}") for wait in view["queued"]["waits"]]
     return parts
+
+
+def _parts_of_traffic(view: Json) -> list[str]:
+    """What goes to other versions than the stable one."""
+    parts = [] if view["canary_percent"] is None else [f"canary {view['canary_percent']:g} %"]
+    parts += [f"{version} {percent:g} %" for version, percent in view["shares"].items()]
+    return parts + [f"pin {pin}: {version}" for pin, version in view["pins"].items()]
 
 
 def _freeze(freeze: Json) -> str:
@@ -110,7 +117,26 @@ def _upstreams(found: Sequence[Json]) -> Table:
             one["health"],
             one["reason"],
         )
+        for other in one["beside"]:
+            table.add_row(
+                f"└ {one['id']}",
+                other["version"],
+                other["dial"],
+                "",
+                f"{other['share']:g} %",
+                "unknown" if other["in_flight"] is None else str(other["in_flight"]),
+                other["health"],
+                _beside(other),
+            )
     return table
+
+
+def _beside(view: Json) -> str:
+    if view["retiring"]:
+        return "is being retired"
+    if view["keep_until"] is None:
+        return ""
+    return f"warm until {time.strftime('%H:%M:%S', time.localtime(view['keep_until']))}: `trafficd rollback` is instant"
 
 
 def _share(view: Json) -> str:
@@ -159,7 +185,9 @@ def _headline(view: Json) -> str:
     if view["ended_at"] is not None:
         return f"{what} {view['state']} after {view['seconds']:.1f} s"
     paused = ", paused" if view["paused"] else ""
-    return f"{what} is {view['state']}{paused}, for {view['seconds']:.1f} s now"
+    stages = view["stages"]
+    step = "" if view["stage"] is None else f", step {view['stage'] + 1} of {len(stages)}"
+    return f"{what} is {view['state']}{paused}{step}, for {view['seconds']:.1f} s now"
 
 
 def rollout(view: Json) -> str:
@@ -228,15 +256,19 @@ def event_line(event: Json) -> str | None:
             return f"{data['step']}{where} FAILED: {data['reason']}"
         case "step_ended":
             cut = data.get("cut") or {}
-            if any(cut.values()):
-                return f"{data['step']}{where}: cut {cut['requests']} requests, {cut['streams']} streams"
-            return None
+            told = f"{data['step']}{where}: cut {cut['requests']} requests, {cut['streams']} streams" if cut else ""
+            return told if any(cut.values()) else None
         case "task_started":
             return None
         case "rollout_ended":
             return f"{data['state']}" + (f": {data['reason']}" if data["reason"] else "")
+        case "stage_started":
+            return f"{data['percent']:g} % of the traffic"
         case other:
-            return f"{other.replace('_', ' ')}{where} {data.get('reason', '')}".rstrip()
+            said = {"abort_requested": "aborted", "gate_passed": "goes on at its gate", "promoted": "gets all traffic"}
+            by = f" by {data['actor']}" if data.get("actor") else ""
+            why = f": {data['reason']}" if data.get("reason") else ""
+            return f"{said.get(other, other.replace('_', ' '))}{where}{by}{why}"
 
 
 def follow(client: Client, begun: Json, *, live: bool) -> Json:

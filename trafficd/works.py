@@ -1,4 +1,5 @@
-"""What runs for one service: the steps of its live rollout and the gates of `ready` by hand, a task each.
+"""What runs for one service: the steps of its live rollout, the gates of `ready` by hand, and the retirement of
+instances beside the serving ones; a task each.
 
 What has to run is what the fold says is running; `keep_up` makes it so. A task ends by journalling its outcome, and
 nothing is ended twice: once an outcome is on its way to the journal, it can no longer be cancelled.
@@ -13,12 +14,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from trafficd.core import events as ev
-from trafficd.core.model import Gating, Rollout, Service, StepKey, StepRecord, Upstream
+from trafficd.core.model import Beside, Gating, Policy, Rollout, Service, StepKey, StepRecord, Upstream
+from trafficd.core.queue import Terms
 from trafficd.errors import TrafficdError
 from trafficd.ledger import Ledger
 from trafficd.observe import gate
-from trafficd.perform import Done, Hands, describe, perform
+from trafficd.perform import Done, Hands, describe, perform, retire
 from trafficd.ports import Outcome
+from trafficd.trouble import Trouble
 
 log = logging.getLogger("trafficd.engine")
 
@@ -38,25 +41,40 @@ class Work:
 class Works:
     """`min_healthy_time` and `healthy_deadline` (s) are those of a `ready` by hand."""
 
-    def __init__(self, ledger: Ledger, hands: Hands, *, min_healthy_time: float, healthy_deadline: float) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        hands: Hands,
+        *,
+        min_healthy_time: float,
+        healthy_deadline: float,
+        terms: Terms,
+        trouble: Trouble,
+    ) -> None:
         self.gate_failures: dict[str, str] = {}  # why the last `ready` by hand failed, by upstream
         self.steps: dict[StepKey, Work] = {}
         self._ledger = ledger
         self._hands = hands
         self._min_healthy_time = min_healthy_time
         self._healthy_deadline = healthy_deadline
+        self._terms = terms
+        self._trouble = trouble
         self._gates: dict[str, tuple[Gating, asyncio.Task[None]]] = {}
+        self._retirements: dict[str, asyncio.Task[None]] = {}  # by address
+        self._retired_before: frozenset[str] = frozenset()
         self._resumed: frozenset[StepKey] = frozenset()
 
     def resume(self) -> None:
         """What runs by the journal now was interrupted by the end of an earlier daemon."""
         rollout = self._ledger.state.live
         self._resumed = frozenset(step.key for step in rollout.running_steps()) if rollout else frozenset()
+        self._retired_before = frozenset(one.dial for _, one in self._ledger.state.besides() if one.retiring)
 
     def keep_up(self) -> None:
         """Make what runs here match what the fold says is running."""
         self._perform()
         self._gate()
+        self._retire()
 
     def cancel(self, keys: Iterable[StepKey]) -> None:
         """Give these steps up; each ends as failed."""
@@ -70,6 +88,7 @@ class Works:
     async def aclose(self) -> None:
         """Stop. Commands that run go on by themselves; the next daemon finds them."""
         tasks = [work.task for work in self.steps.values()] + [task for _, task in self._gates.values()]
+        tasks += self._retirements.values()
         for task in tasks:
             task.cancel("daemon stops")
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -135,6 +154,38 @@ class Works:
         await self._ledger.insist(event)
         self.steps.pop(key, None)
         self._resumed -= {key}  # the next rollout may have a step of this name
+
+    # -- instances that are not to run any more --------------------------------------------------------
+
+    def _retire(self) -> None:
+        for upstream, one in self._ledger.state.besides():
+            if one.retiring and one.dial not in self._retirements:
+                task = asyncio.create_task(self._retired(upstream.id, one), name=f"retire {upstream.id} {one.dial}")
+                self._retirements[one.dial] = task
+
+    async def _retired(self, upstream: str, one: Beside) -> None:
+        service, resumed = self._ledger.state.name, one.dial in self._retired_before
+        log.info("%s: %s retires %s, %s", service, upstream, one.version, one.dial)
+        try:
+            policy = self._terms("rolling", {}, len(self._ledger.state.upstreams))
+            policy = policy if isinstance(policy, Policy) else Policy()
+            done = await retire(self._hands, policy, service, upstream, one, resumed=resumed)
+        except TrafficdError as error:
+            done = Done(Outcome(False, str(error)))
+        except Exception as error:  # a bug in an adapter must not keep the next rollout waiting for ever
+            log.exception("%s: retire %s", service, one.dial)
+            done = Done(Outcome(False, f"unexpected {type(error).__name__}: {error}"))
+        reason = done.outcome.reason
+        if not done.outcome.ok:
+            self._trouble.say(
+                "retired", f"{one.version} of {upstream} at {one.dial} may still run, stop it by hand: {reason}"
+            )
+        elif self._trouble.retired:
+            self._trouble.say("retired", "")
+        event = ev.RetireEnded(service, upstream, one.dial, done.outcome.ok, reason, done.cut)
+        await self._ledger.insist(event)
+        self._retirements.pop(one.dial, None)
+        self._retired_before -= {one.dial}
 
     # -- ready by hand ---------------------------------------------------------------------------------
 

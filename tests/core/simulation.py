@@ -12,9 +12,11 @@ from functools import partial
 
 from trafficd.core import events as ev
 from trafficd.core import invariants
+from trafficd.core.judge import Verdict
 from trafficd.core.machine import advance, fold
 from trafficd.core.model import (
     Direction,
+    Finding,
     Health,
     Order,
     Phase,
@@ -40,7 +42,7 @@ class UnsafeError(AssertionError):
     without need."""
 
 
-def terms(overrides: Mapping[str, Setting], upstreams: int) -> Policy | str:
+def terms(strategy: str, overrides: Mapping[str, Setting], upstreams: int) -> Policy | str:
     """What a configuration makes of the overrides of a queued rollout; "nonsense" among them is refused."""
     if "nonsense" in overrides:
         return "nonsense is no policy"
@@ -79,6 +81,7 @@ class Simulation:
     fleet: Fleet
     journal: list[tuple[float, ev.Event]] = field(default_factory=list)
     health: dict[str, Health] = field(default_factory=dict)
+    verdict: Verdict | None = None  # what the judge says of whatever stage there is
     now: float = 1000.0
     decide: Decide = planned
     fate: Fate = lambda key: "ok"
@@ -96,7 +99,11 @@ class Simulation:
         self.service = advance(self.service, self.now, event)
 
     def world(self) -> World:
-        return World(health=dict(self.health), shares=dict(self.fleet.shares))
+        live = self.service.live
+        finding = None
+        if live is not None and live.stage is not None and self.verdict is not None:
+            finding = Finding(live.id, live.stage, self.verdict, "said so")
+        return World(health=dict(self.health), shares=dict(self.fleet.shares), finding=finding, judged=True)
 
     def settle(self, limit: int = 500) -> Decision:
         """Decide, check, journal and route until there is nothing left to decide."""
@@ -118,15 +125,21 @@ class Simulation:
         forward = live is not None and live.phase is Phase.RUNNING and (pending is None or pending.abort is None)
         for upstream in self.service.upstreams.values() if forward else ():
             dial, up = upstream.serving or "", self.health.get(upstream.id) is Health.UP
+            promoted = live is not None and live.policy.beside and self.service.parts().get(live.version) == 100
+            if promoted:
+                continue
             if up and self.service.regular(upstream) and self.fleet.shares.get(dial) and not weights.get(dial):
                 raise UnsafeError(f"{upstream.id} ({upstream.version}) lost its traffic and it is not its turn")
 
     def _require_known(self) -> None:
         """What serves is of the version that it is taken for, and no half of one."""
         for upstream in self.service.upstreams.values():
-            runs = self.fleet.running.get(upstream.serving or "")
-            if self.fleet.shares.get(upstream.serving or "") and runs not in (None, upstream.version):
-                raise UnsafeError(f"{upstream.id} serves {runs} and is taken for {upstream.version}")
+            places = [(upstream.serving or "", upstream.version)]
+            places += [(one.dial, one.version) for one in upstream.beside]
+            for dial, version in places:
+                runs = self.fleet.running.get(dial)
+                if self.fleet.shares.get(dial) and runs not in (None, version):
+                    raise UnsafeError(f"{upstream.id} serves {runs} at {dial} and is taken for {version}")
 
     def _watch(self) -> None:
         if self.watching:
@@ -140,17 +153,27 @@ class Simulation:
     def crash(self) -> None:
         """Lose everything but the journal and the fleet."""
         self.service = fold(self.initial, self.journal)
-        serving = {u.id for u in self.service.upstreams.values() if self.fleet.shares.get(u.serving or "")}
         self.health = {
-            name: Health.UP if name in serving and self.health.get(name) is Health.UP else Health.UNKNOWN
-            for name in self.service.upstreams
+            name: Health.UP if self.fleet.shares.get(dial) and self.health.get(name) is Health.UP else Health.UNKNOWN
+            for name, dial in self._places()
         }
+
+    def _places(self) -> list[tuple[str, str]]:
+        """What is probed: names and addresses."""
+        serving = [(u.id, u.serving or u.dial) for u in self.service.upstreams.values()]
+        return serving + [(one.key(u.id), one.dial) for u, one in self.service.besides()]
 
     def probe(self) -> None:
         """Every upstream outside of work is probed: up where something runs."""
-        for upstream in self.service.upstreams.values():
-            alive = (upstream.serving or upstream.dial) in self.fleet.running
-            self.health[upstream.id] = Health.UP if alive else Health.DOWN
+        for name, dial in self._places():
+            self.health[name] = Health.UP if dial in self.fleet.running else Health.DOWN
+
+    def retire(self, *, ok: bool = True) -> None:
+        """Stop what the fold says is being retired."""
+        for upstream, one in list(self.service.besides()):
+            if one.retiring:
+                self.fleet.stop(one.dial)
+                self.record(ev.RetireEnded(self.service.name, upstream.id, one.dial, ok, "" if ok else "broken"))
 
     # -- performing ------------------------------------------------------------------------------------
 
@@ -189,7 +212,8 @@ class Simulation:
             case StepKind.RETIRE:
                 self.fleet.stop(task.old_dial)
             case StepKind.ADMIT:
-                self.health[task.upstream] = Health.UP
+                beside = rollout.policy.beside
+                self.health[f"{task.upstream}/{task.new_dial}" if beside else task.upstream] = Health.UP
             case _:
                 pass
         return None
@@ -225,7 +249,9 @@ class Simulation:
                 self.cancel(decision.cancel)
                 continue
             steps = self.running()
-            if steps:
+            if any(one.retiring for _, one in self.service.besides()):
+                self.retire()
+            elif steps:
                 self.perform(steps[0].key)
             else:
                 self.now += 60.0
@@ -249,9 +275,11 @@ def fleet_of(count: int, *, spare: bool = False, version: str | None = "v1") -> 
     return simulation
 
 
-def start(simulation: Simulation, policy: Policy, version: str = "v2", rollout: str = "r1") -> None:
+def start(
+    simulation: Simulation, policy: Policy, version: str = "v2", rollout: str = "r1", strategy: str = "rolling"
+) -> None:
     """Journal the start of a rollout, as the daemon does on request."""
-    simulation.record(started(simulation.service, policy, rollout=rollout, version=version, strategy="rolling"))
+    simulation.record(started(simulation.service, policy, rollout=rollout, version=version, strategy=strategy))
     simulation.floor = len(simulation.fleet.shares)
     simulation.watching = True
 

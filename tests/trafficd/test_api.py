@@ -51,6 +51,7 @@ async def test_a_service_and_its_upstreams(home: Home) -> None:
         "drained": False,
         "gating": False,
         "reason": "",
+        "beside": [],
     }
     assert view["upstreams"][1]["in_flight"] is None
     assert (await home.get("/v1/services")).json["services"][0]["name"] == "web"
@@ -189,7 +190,7 @@ async def test_a_body_that_is_no_json_object_is_a_400(home: Home, body: bytes) -
         (ROLLOUTS, {"version": "v2", "max_parallel": "101%"}, "max_parallel"),
         (ROLLOUTS, {"version": "v2", "order": "random"}, "order"),
         (ROLLOUTS, {"version": "v2", "strategy": "yolo"}, "strategy"),
-        (ROLLOUTS, {"version": "v2", "strategy": "canary"}, "canary"),
+        (ROLLOUTS, {"version": "v2", "strategy": "blue-green"}, "blue_green"),
         (ROLLOUTS, {"version": "v2", "verify": "yes"}, "verify"),
         (ROLLOUTS, {"version": "v2", "message": "\x1b[2J"}, "message"),
         (ROLLOUTS, {"version": "v2", "message": "\x9b2J"}, "message"),

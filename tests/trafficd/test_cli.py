@@ -185,7 +185,7 @@ async def test_a_rollout_is_named_by_id_by_service_or_not_at_all(home: Home, by:
     assert (promoted.exit_code, "goes on by itself" in promoted.stderr) == (1, True)
     aborted = await trafficd(home, "abort", *name, "--json")
     assert (aborted.exit_code, only_json(aborted)["id"]) == (0, rollout)
-    assert (await home.journalled("abort_requested"))[0]["data"] == {"actor": "eve", "revert": True}
+    assert (await home.journalled("abort_requested"))[0]["data"] == {"actor": "eve", "revert": True, "reason": ""}
 
 
 async def test_of_several_live_rollouts_one_must_be_named(begin: Begin) -> None:

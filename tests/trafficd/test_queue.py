@@ -118,7 +118,7 @@ async def test_what_can_be_refused_at_once_is(begin: Begin) -> None:
         cramped = await ask(home, how=how, min_ready=3)
         assert (cramped.status, "min_ready is 3" in cramped.detail) == (409, True)
         assert (await ask(home, "v2;reboot", how=how)).status == 422
-        assert (await ask(home, how=how, strategy="canary")).status == 422
+        assert (await ask(home, how=how, strategy="rainbow")).status == 422
         await home.post(f"{WEB}/freeze", {"reason": "Friday night"})
         frozen = await ask(home, how=how)
         assert (frozen.status, "Friday night" in frozen.detail) == (409, True)
@@ -349,7 +349,7 @@ def test_overrides_are_journalled_as_asked() -> None:
     assert read == event
     assert isinstance(read, RolloutQueued)
     assert RolloutOverrides.model_validate(read.overrides) == asked
-    assert "max_parallel" in str(section().terms({"max_parallel": "many"}, 3))
+    assert "max_parallel" in str(section().terms("rolling", {"max_parallel": "many"}, 3))
 
 
 # -- supersede ---------------------------------------------------------------------------------------------

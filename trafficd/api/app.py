@@ -20,6 +20,7 @@ from trafficd.api.problems import problems
 from trafficd.api.sites import SiteApi
 from trafficd.api.stream import OPEN, cut_streams, stream
 from trafficd.api.verifications import VerificationApi
+from trafficd.api.versions import VersionApi
 from trafficd.config import RolloutOverrides
 from trafficd.core.events import RolloutQueued, RolloutStarted
 from trafficd.errors import ConfigError, ConflictError, InvalidError, NotFoundError
@@ -188,7 +189,7 @@ class Api:
 
     async def start_rollout(self, request: web.Request) -> web.StreamResponse:
         operator = self._operator(request)
-        wanted = await read(request, schema.StartRollout, tables=("verify",))
+        wanted = await read(request, schema.StartRollout, tables=("verify",), lists=("steps",))
         overrides = RolloutOverrides.model_construct(
             **{name: getattr(wanted, name) for name in RolloutOverrides.model_fields}
         )
@@ -291,8 +292,8 @@ class Api:
 
     async def promote(self, request: web.Request) -> web.StreamResponse:
         operator, rollout_id = await self._live(request)
-        await read(request, schema.Nothing)
-        await operator.promote(rollout_id)
+        wanted = await read(request, schema.PromoteRollout)
+        await operator.promote(rollout_id, gate=wanted.gate, actor=actor(request))
         return answer(await self._rollout(rollout_id))
 
     async def abort(self, request: web.Request) -> web.StreamResponse:
@@ -392,8 +393,8 @@ class Api:
             Endpoint("POST", rollout + "/pause", "Begin no further upstream", self.pause, view, schema.Nothing,
                      problems=changed),
             Endpoint("POST", rollout + "/resume", "Go on", self.resume, view, schema.Nothing, problems=changed),
-            Endpoint("POST", rollout + "/promote", "Give the new version all traffic", self.promote, view,
-                     schema.Nothing, problems=changed),
+            Endpoint("POST", rollout + "/promote", "Go on at a gate, or give the new version all traffic",
+                     self.promote, view, schema.PromoteRollout, problems=changed),
             Endpoint("POST", rollout + "/abort", "All traffic to the old version, at once", self.abort,
                      schema.AbortView, schema.AbortRollout, problems=changed),
             Endpoint("GET", "/v1/events", "The newest events of the journal", self.events, schema.EventList,
@@ -412,6 +413,7 @@ class Api:
                      schema.Nothing, 202, (409, 422)),
             Endpoint("GET", "/healthz", "Is the daemon well?", self.healthz, schema.HealthView, ill=503),
             Endpoint("GET", "/openapi.json", "This document", self.openapi),
+            *VersionApi(self._operator, self._view).endpoints(),
             *SiteApi(self.operators, self.sites).endpoints(),
             *self._verifications.endpoints(),
         ]  # fmt: skip

@@ -24,6 +24,7 @@ NEWEST: dict[str, dict[str, Any]] = {
     "limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 50},
 }
 BODY_LIMIT = 65_536
+LIST_LIMIT = 100
 TEXT_LIMIT = 1000  # of any text in a request: some are parsed by patterns, which long texts would keep busy
 
 M = TypeVar("M", bound=BaseModel)
@@ -46,8 +47,9 @@ class Endpoint:
     ill: int | None = None  # another status that has the same answer
 
 
-async def read(request: web.Request, model: type[M], tables: Collection[str] = ()) -> M:
-    """The request's body as `model`; an empty body is an empty object. `tables`: fields that may be objects.
+async def read(request: web.Request, model: type[M], tables: Collection[str] = (), lists: Collection[str] = ()) -> M:
+    """The request's body as `model`; an empty body is an empty object. `tables`: fields that may be objects; `lists`:
+    of values or of objects.
 
     Raises `BadRequestError` when it is no JSON object, `pydantic.ValidationError` when it does not fit.
     """
@@ -65,6 +67,9 @@ async def read(request: web.Request, model: type[M], tables: Collection[str] = (
     for key, part in value.items():
         if isinstance(part, dict) and key in tables:
             _refuse_nested(part, f"{key}.")
+        elif isinstance(part, list) and key in lists and len(part) <= LIST_LIMIT:
+            for number, one in enumerate(part):
+                _refuse_nested(one if isinstance(one, dict) else {str(number): one}, f"{key}.")
         else:
             _refuse_nested({key: part})
     return model.model_validate(value)

@@ -41,6 +41,7 @@ _WRITTEN = WithJsonSchema(
 Duration = Annotated[Seconds, _WRITTEN]
 LongDuration = Annotated[Positive, _WRITTEN]
 Text = Annotated[str, Field(max_length=500), AfterValidator(_plain)]
+Percent = Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
 
 
 class Request(BaseModel):
@@ -95,6 +96,17 @@ class StartRollout(RolloutOverrides):
     drain_timeout: Duration | None = None
     drain_quiet: Duration | None = None
     auto_revert: StrictBool | None = None
+    watch_time: Duration | None = None
+    keep_old: Duration | None = None
+    step_min_time: Duration | None = None
+    step_max_time: LongDuration | None = None
+    percent: Percent | None = Field(default=None, description="rainbow: the share that the version is to keep")
+
+
+class PromoteRollout(Request):
+    gate: Annotated[int, Field(ge=0, le=1000)] | None = Field(
+        default=None, description="the number of the stage that waits: a second promote then goes no further"
+    )
 
 
 class AbortRollout(Request):
@@ -102,7 +114,7 @@ class AbortRollout(Request):
 
 
 class Canary(Request):
-    percent: Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
+    percent: Percent
 
 
 class FreezeService(Request):
@@ -143,6 +155,28 @@ class UpstreamView(Answer):
     drained: bool
     gating: bool
     reason: str
+    beside: list[BesideView] = Field(description="other instances of it: of versions with a share, and warm ones")
+
+
+class BesideView(Answer):
+    """An instance beside the one that serves."""
+
+    dial: str
+    version: str
+    weight: int
+    share: float = Field(description="its share of the service's traffic, in percent")
+    in_flight: int | None = Field(description="requests and streams open now; null: not known")
+    health: Literal["up", "down", "unknown"]
+    keep_until: float | None = Field(description="seconds since the epoch: kept warm until then; null: it has a share")
+    retiring: bool
+
+
+class ShareStageView(Answer):
+    percent: float
+    min_time: float
+    max_time: float | None
+    judged: bool
+    gate: bool
 
 
 class WaitView(Answer):
@@ -190,6 +224,9 @@ class RolloutView(Answer):
     previous: dict[str, str | None]
     upstreams: dict[str, str]
     steps: list[StepView]
+    stages: list[ShareStageView] = Field(description="the shares that its version gets beside the old one")
+    stage: int | None = Field(description="the number of the stage that it is in, from 0; null: in none")
+    waits_for_promote: bool = Field(description="a promote lets it go on; otherwise that gives its version all traffic")
     waits: list[WaitView]
 
 
@@ -220,6 +257,7 @@ class MetricView(Answer):
 class AnalysisView(Answer):
     verdict: Literal["FAIL", "PASS", "HOLD"]
     why: str
+    current: bool = Field(description="whether it is of a canary that has traffic now; else of the last one")
     needed: float = Field(description="the evidence of errors, or the mean of all others', that fails")
     metrics: list[MetricView]
 
@@ -230,7 +268,9 @@ class ServiceView(Answer):
     held: bool
     maintenance: MaintenanceView | None = Field(description="Caddy answers everything itself; null: it does not")
     left: bool = Field(description="Caddy goes on with plain upstreams, and nothing here steers them")
-    canary_percent: float | None
+    canary_percent: float | None = Field(description="set by hand, for all versions without a share of their own")
+    shares: dict[str, float] = Field(description="in percent, of versions beside the stable one")
+    pins: dict[str, str] = Field(description="the version that each pin leads to")
     analysis: AnalysisView | None = Field(description="of the canary that has a share, or had one last; null: none")
     freeze: FreezeView | None
     upstreams: list[UpstreamView]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from trafficd.api import schema
-from trafficd.core import queue
+from trafficd.core import queue, stages
 from trafficd.core.analysis import Analysis
 from trafficd.core.events import Event
 from trafficd.core.machine import fold
@@ -33,12 +33,11 @@ def service_view(engine: Engine, in_flight: Mapping[str, int | None]) -> schema.
         maintenance=_maintenance_view(state.maintenance),
         left=state.left,
         canary_percent=state.canary_percent,
-        analysis=None if engine.analysis is None else _analysis_view(engine.analysis),
+        shares=state.parts(),
+        pins=dict(state.pins),
+        analysis=None if engine.analysis is None else _analysis_view(engine.analysis, current=engine.judging),
         freeze=_freeze_view(state.freeze),
-        upstreams=[
-            _upstream_view(engine, upstream, shares, total, in_flight.get(upstream.id))
-            for upstream in state.upstreams.values()
-        ],
+        upstreams=[_upstream_view(engine, upstream, shares, total, in_flight) for upstream in state.upstreams.values()],
         rollout=rollout_view(state.rollout, waits) if state.rollout else None,
         queued=rollout_view(state.pending, queue_waits(state)) if state.pending else None,
         waits=waits,
@@ -47,7 +46,7 @@ def service_view(engine: Engine, in_flight: Mapping[str, int | None]) -> schema.
     )
 
 
-def _analysis_view(analysis: Analysis) -> schema.AnalysisView:
+def _analysis_view(analysis: Analysis, *, current: bool) -> schema.AnalysisView:
     metrics = [
         schema.MetricView(
             name=one.name,
@@ -60,7 +59,7 @@ def _analysis_view(analysis: Analysis) -> schema.AnalysisView:
         for one in analysis.metrics
     ]
     return schema.AnalysisView(
-        verdict=analysis.verdict.value, why=analysis.why, needed=analysis.needed, metrics=metrics
+        verdict=analysis.verdict.value, why=analysis.why, current=current, needed=analysis.needed, metrics=metrics
     )
 
 
@@ -88,7 +87,7 @@ def _freeze_view(freeze: Freeze | None) -> schema.FreezeView | None:
 
 
 def _upstream_view(
-    engine: Engine, upstream: Upstream, shares: Mapping[str, int], total: int, in_flight: int | None
+    engine: Engine, upstream: Upstream, shares: Mapping[str, int], total: int, in_flight: Mapping[str, int | None]
 ) -> schema.UpstreamView:
     pulse = engine.monitor.pulse(upstream.id)
     up = engine.world().up(upstream.id)
@@ -102,11 +101,24 @@ def _upstream_view(
         ready=upstream.serving is not None and not upstream.drained and up,
         weight=weight if called else None,
         share=_share(weight, total) if called else None,
-        in_flight=in_flight if called else None,
+        in_flight=in_flight.get(upstream.id) if called else None,
         health=pulse.health.value,
         drained=upstream.drained or upstream.serving is None,
         gating=upstream.gating is not None,
         reason=_reason(engine.state, upstream, pulse.reason),
+        beside=[
+            schema.BesideView(
+                dial=one.dial,
+                version=one.version,
+                weight=shares.get(one.dial, 0),
+                share=_share(shares.get(one.dial, 0), total),
+                in_flight=in_flight.get(one.key(upstream.id)),
+                health=engine.monitor.pulse(one.key(upstream.id)).health.value,
+                keep_until=one.keep_until,
+                retiring=one.retiring,
+            )
+            for one in upstream.beside
+        ],
     )
 
 
@@ -172,6 +184,9 @@ def rollout_view(rollout: Rollout, waits: Sequence[schema.WaitView] = ()) -> sch
         previous=dict(rollout.previous),
         upstreams={name: _progress(rollout, name) for name in rollout.upstreams},
         steps=[_step_view(step) for step in rollout.steps],
+        stages=[schema.ShareStageView(**vars(stage)) for stage in rollout.policy.stages],
+        stage=rollout.stage,
+        waits_for_promote=rollout.live and stages.waits_for_person(rollout, time.time()),
         waits=list(waits) if rollout.live else [],
     )
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from proxy.accesslog import Follower, Position
 from proxy.errors import ProxyError
 from trafficd.canary.compare import Arms, Comparison, Settings
 from trafficd.core.judge import Verdict
-from trafficd.core.model import Service, Upstream
+from trafficd.core.judged import Judged, judged
+from trafficd.errors import TrafficdError
 from trafficd.operate import Operator
 
 log = logging.getLogger("trafficd.canary")
@@ -36,8 +37,7 @@ _ACTOR = "judge"
 class _Watch:
     """One canary that has a share."""
 
-    versions: Mapping[str, str | None]  # of the canary, by address
-    percent: float
+    judged: Judged
     comparison: Comparison
     sampled_at: float = 0.0
     ended: bool = False
@@ -69,19 +69,22 @@ class Analyst:
             self.operators[name].engine.trouble.say("blind", text and f"the canary is not judged: {text}")
 
     async def _turn(self) -> None:
-        wanted = {name: one for name, one in self.operators.items() if one.state.canary_percent and _judged(one)}
+        wanted = {
+            name: found
+            for name, one in self.operators.items()
+            if one.engine.parts.judged and (found := judged(one.state)) is not None
+        }
         for name in self._watches.keys() - wanted.keys():
             self.operators[name].engine.trouble.say("blind", "")
+            self.operators[name].engine.judging = False
             del self._watches[name]
         if not wanted:
             self._close()
             return
         await self._read()
         now = time.time()
-        for name, operator in wanted.items():
-            watch = self._watch(name, operator, now)
-            if watch is not None:
-                await self._judge(watch, operator, now)
+        for name, found in wanted.items():
+            await self._judge(self._watch(name, found, now), self.operators[name], now)
 
     def _close(self) -> None:
         if self._follower is not None:
@@ -111,28 +114,19 @@ class Analyst:
         """Whether the log holds more than was read."""
         return self._follower is None or self._follower.missing or self._follower.behind > 0
 
-    def _watch(self, name: str, operator: Operator, now: float) -> _Watch | None:
-        """The watch of a service's canary, as it is now; None where there is none any more."""
-        state = operator.state
-        versions = {one.serving: one.version for one in _canaries(state) if one.serving is not None}
-        percent = state.canary_percent
-        if not versions or not percent:
-            return None
+    def _watch(self, name: str, found: Judged, now: float) -> _Watch:
+        """The watch of what is to be judged now of a service."""
+        arms = Arms(frozenset(found.canary), found.stable)
         watch = self._watches.get(name)
-        if watch is None or watch.versions != versions:
-            settings = operator.section.canary
-            comparison = Comparison(
-                Arms(frozenset(versions), _stable(state)),
-                now,
-                Settings(settings.alpha, settings.limit, sticky=operator.section.affinity != "none"),
-                list(self._recent[name]),
-            )
-            watch = self._watches[name] = _Watch(versions, percent, comparison)
-            log.info("%s: the canary %s is judged from now on", name, ", ".join(sorted(versions)))
-        elif watch.percent != percent:
-            watch.percent = percent
+        if watch is None or not _same(watch.judged, found):
+            section = self.operators[name].section
+            settings = Settings(section.canary.alpha, section.canary.limit, sticky=section.affinity != "none")
+            watch = self._watches[name] = _Watch(found, Comparison(arms, now, settings, list(self._recent[name])))
+            log.info("%s: the canary %s is judged from now on", name, ", ".join(sorted(found.canary)))
+        elif watch.judged.step != found.step:
             watch.comparison.begin_step()
-        watch.comparison.arms = Arms(frozenset(versions), _stable(state))
+        watch.judged = found
+        watch.comparison.arms = arms
         return watch
 
     async def _judge(self, watch: _Watch, operator: Operator, now: float) -> None:
@@ -141,7 +135,7 @@ class Analyst:
             watch.sampled_at = now
             await self._sample(comparison, operator)
         comparison.pass_time(now)
-        operator.engine.analysis = comparison.analysis
+        operator.engine.judge(comparison.analysis, watch.judged)
         if comparison.analysis.verdict is not Verdict.FAIL or watch.ended:
             return
         watch.ended = True
@@ -150,7 +144,7 @@ class Analyst:
             log.warning("%s: the canary is worse: %s", operator.state.name, why)
             return
         log.warning("%s: the canary is worse, and gets no more traffic: %s", operator.state.name, why)
-        problem = await operator.end_canary(why, actor=_ACTOR)
+        problem = await _away(operator, watch.judged, why)
         if problem is not None:
             log.error("%s: %s", operator.state.name, problem)
 
@@ -171,19 +165,22 @@ class Analyst:
         comparison.sample(time.time(), canary, stable)
 
 
-def _judged(operator: Operator) -> bool:
-    """Whether the answers of the service are in the log."""
-    return operator.section.route == "own" and operator.section.control == "slots"
+async def _away(operator: Operator, found: Judged, why: str) -> str | None:
+    """Take the canary's traffic away, at once; what went wrong, in words."""
+    if found.rollout is None:
+        return await operator.end_canary(why, actor=_ACTOR)
+    live = operator.state.live
+    if live is None or live.id != found.rollout:
+        return None
+    try:
+        return await operator.abort(live.id, revert=live.policy.auto_revert, actor=_ACTOR, reason=why)
+    except TrafficdError as error:
+        return str(error)
 
 
-def _canaries(state: Service) -> Iterator[Upstream]:
-    for one in state.upstreams.values():
-        if one.serving is not None and not one.drained and not state.regular(one):
-            yield one
-
-
-def _stable(state: Service) -> frozenset[str]:
-    return frozenset(u.serving for u in state.upstreams.values() if u.serving is not None and state.regular(u))
+def _same(before: Judged, now: Judged) -> bool:
+    """Whether it is the same canary: that of one rollout, whose instances come one by one; or the same instances."""
+    return before.rollout == now.rollout and (now.rollout is not None or before.canary == now.canary)
 
 
 def _open(path: Path) -> Follower:

@@ -24,6 +24,13 @@ _ROLLOUT_ID = re.compile(r"r-\d{8}-\d{6}-[0-9a-f]{6}", re.ASCII)
 @click.option("--strategy", default="rolling", show_default=True)
 @click.option("--message", default="", help="Why; kept in the journal.")
 @click.option("--max-parallel", help='Upstreams at a time: a number or "25%".')
+@click.option("--steps", help='canary: the shares, such as "1, 5, 25:gate, 100".')
+@click.option("--step-min-time", help="canary: how long a step lasts at least.")
+@click.option("--step-max-time", help="canary: how long a step waits for its verdict.")
+@click.option("--on-inconclusive", type=click.Choice(["hold", "abort", "promote"]), help="canary: without a verdict.")
+@click.option("--percent", type=float, help="rainbow: the share that the version keeps.")
+@click.option("--keep-old", help="canary, blue_green: how long the old version stays warm.")
+@click.option("--watch-time", help="How long a new instance is watched before the next is touched.")
 @click.option("--idempotency-key", help="Repeat the command with the same key to join its rollout.")
 @click.option("--queue", is_flag=True, help="Where a rollout is live, begin after it.")
 @click.option("--supersede", is_flag=True, help="Where a rollout is live, stop it where it stands and take over.")
@@ -35,20 +42,24 @@ def deploy(
     version: str,
     strategy: str,
     message: str,
-    max_parallel: str | None,
     idempotency_key: str | None,
     queue: bool,
     supersede: bool,
     no_wait: bool,
+    **overrides: str | float | None,
 ) -> None:
-    """Bring a service to a version."""
+    """Bring a service to a version.
+
+    STRATEGY: rolling replaces one by one; canary gives the new version a growing share beside the old one, as its
+    answers allow; blue_green flips at once; rainbow lets it run beside the others with a share of its own; hold lets
+    requests wait while a single instance is replaced.
+    """
     if queue and supersede:
         raise click.UsageError("--queue waits for the live rollout and --supersede stops it; give one of them")
     body: Json = {"version": version, "strategy": strategy, "message": message}
     if queue or supersede:
         body["if_live"] = "queue" if queue else "supersede"
-    if max_parallel is not None:
-        body["max_parallel"] = max_parallel
+    body |= {name: value for name, value in overrides.items() if value is not None}
     headers = actor() | ({"Idempotency-Key": idempotency_key} if idempotency_key else {})
     client = options.client()
     rollout = client.call("POST", f"/v1/services/{name_in_path(service)}/rollouts", body, headers)
@@ -127,6 +138,22 @@ def _verification_of(client: Client, service: str | None) -> str | None:
     return str(live[0]) if len(live) == 1 else None
 
 
+@click.command()
+@click.argument("rollout", required=False)
+@connected
+def promote(options: Options, rollout: str | None) -> None:
+    """Go on where a rollout waits for somebody; else give its version all traffic at once.
+
+    ROLLOUT is an id or a service; without it, the live one.
+    """
+    client = options.client()
+    path = f"/v1/rollouts/{_rollout_of(client, rollout)}"
+    now = client.call("GET", path)
+    # The step that was looked at: should somebody else have promoted it meanwhile, this one goes no further.
+    body: Json = {"gate": now["stage"]} if now.get("waits_for_promote") else {}
+    options.say(client.call("POST", f"{path}/promote", body, actor()), show.rollout)
+
+
 def _action(name: str, text: str) -> click.Command:
     @click.command(name=name, help=text)
     @click.argument("rollout", required=False)
@@ -146,6 +173,6 @@ COMMANDS = (
     rollback,
     abort,
     _action("pause", f"Begin no further upstream. {_WHICH}"),
+    promote,
     _action("resume", f"Go on with a paused rollout. {_WHICH}"),
-    _action("promote", f"Give the new version all traffic. {_WHICH}"),
 )

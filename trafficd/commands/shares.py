@@ -22,6 +22,40 @@ def canary(options: Options, service: str, percent: float) -> None:
 
 @click.command()
 @click.argument("service")
+@click.argument("version")
+@click.argument("percent", type=click.FloatRange(0, 100))
+@connected
+def share(options: Options, service: str, version: str, percent: float) -> None:
+    """Give a version beside the stable one a share of its own."""
+    body = {"version": version, "percent": percent}
+    options.say(
+        options.client().call("PUT", f"/v1/services/{name_in_path(service)}/shares", body, actor()), show.service
+    )
+
+
+@click.command()
+@click.argument("service")
+@click.argument("version")
+@connected
+def retire(options: Options, service: str, version: str) -> None:
+    """Take a version beside the stable one out of traffic, drain its instances, and stop them."""
+    path, body = f"/v1/services/{name_in_path(service)}/retire", {"version": version}
+    options.say(options.client().call("POST", path, body, actor()), show.service)
+
+
+@click.command()
+@click.argument("service")
+@click.argument("pin")
+@click.argument("version", required=False)
+@connected
+def pin(options: Options, service: str, pin: str, version: str | None) -> None:
+    """Lead requests with a configured pin to a version; without VERSION, to where all others go."""
+    path = f"/v1/services/{name_in_path(service)}/pins/{name_in_path(pin)}"
+    options.say(options.client().call("PUT", path, {"version": version}, actor()), show.service)
+
+
+@click.command()
+@click.argument("service")
 @click.option("--reason", required=True, help="Why no rollout is to begin; shown to whoever tries.")
 @click.option("--for", "duration", help='How long, such as "12h".')
 @click.option("--until", help="Until when, such as 2026-12-27T08:00:00+01:00.")
@@ -60,4 +94,4 @@ def release(options: Options, service: str) -> None:
     )
 
 
-COMMANDS = (canary, freeze, thaw, hold, release)
+COMMANDS = (canary, share, retire, pin, freeze, thaw, hold, release)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from trafficd.config import values, workers
+from trafficd.config.canary import CanarySection, Percent, Steps, Terms, plain, shaped, too_fine
 from trafficd.config.faults import Clash, Section, doubles, get, items
 from trafficd.config.values import (
     Amount,
@@ -25,7 +26,7 @@ from trafficd.config.values import (
     Version,
 )
 from trafficd.config.verification import VerifySection
-from trafficd.core.model import Order, Policy, Setting, StepKind
+from trafficd.core.model import Inconclusive, Order, Policy, Setting, StepKind
 
 DEFAULT_SOCKET = "/run/trafficd/trafficd.sock"
 _HANDLERS_OWN = {  # keys that mean nothing where the handler is somebody else's, and why
@@ -103,6 +104,8 @@ class RolloutSection(Section):
     drain_timeout: Seconds = 30.0
     drain_quiet: Seconds = 0.25
     auto_revert: bool = True
+    watch_time: Seconds = 0.0
+    keep_old: Seconds = 600.0
 
 
 class SwapSection(Section):
@@ -186,17 +189,6 @@ class MaintenanceSection(Section):
     retry_after: Seconds = 120.0
 
 
-Part = Annotated[float, Field(gt=0, lt=1)]
-
-
-class CanarySection(Section):
-    """What is done about a canary's answers, where `caddy.access_log` tells them."""
-
-    alpha: Part = 0.01
-    limit: Part | None = None
-    on_fail: Literal["abort", "report"] = "abort"
-
-
 class ServiceSection(Section):
     hosts: list[Annotated[str, AfterValidator(values.host)]] = Field(default_factory=list)
     route: Literal["own", "adopt", "import", "none"] = "own"
@@ -212,6 +204,7 @@ class ServiceSection(Section):
     try_duration: Positive = 30.0
     try_interval: Positive = 0.05
     stream_close_delay: Seconds = 86_400.0
+    slow_start: Seconds = 0.0
     upstreams: list[UpstreamSection] = Field(default_factory=list)
     health: HealthSection = HealthSection()
     rollout: RolloutSection = RolloutSection()
@@ -238,6 +231,12 @@ class ServiceSection(Section):
         if type(slots) is int and 0 < slots < len(upstreams) and not worker:
             yield ("slots",), f"{len(upstreams)} upstreams need at least as many slots"
 
+    @model_validator(mode="after")
+    def _fine_enough(self) -> Self:
+        if small := too_fine(self.canary.steps or (), self.slots):
+            raise ValueError(f"canary.steps: {small}")
+        return self
+
     @property
     def routed(self) -> bool:
         """Whether Caddy has a route to the service; its upstreams are workers where it has none."""
@@ -251,19 +250,18 @@ class ServiceSection(Section):
         on_443 = all(address.rpartition(":")[2] == "443" for address in self.listen)
         return "auto" if self.hosts and on_443 else "off"
 
-    def policy(self, upstreams: int, overrides: RolloutOverrides | None = None) -> Policy:
-        """The policy of a rollout over this many upstreams.
+    def policy(self, upstreams: int, overrides: RolloutOverrides | None = None, strategy: str = "rolling") -> Policy:
+        """The policy of a rollout over this many upstreams. Raises `ValueError`, in words, where there is none.
 
         Percentages are rounded to the careful side: fewer in parallel, more that stay ready. The last one of a
         service without a route may be replaced by default: its work waits, and nobody is refused.
         """
-        changes = overrides.model_dump(exclude_none=True) if overrides else {}
-        base = {name: getattr(self.rollout, name) for name in RolloutSection.model_fields}
-        wanted = RolloutSection.model_construct(**{**base, **{k: getattr(overrides, k) for k in changes}})
+        overrides = overrides or RolloutOverrides()
+        wanted = RolloutSection.model_construct(**overrides.over(self.rollout, RolloutSection))
         parallel = max(1, wanted.max_parallel.of(upstreams, up=False))
         fewest = max(1 if self.routed else 0, upstreams - parallel)
         least = fewest if wanted.min_ready is None else wanted.min_ready.of(upstreams, up=True)
-        return Policy(
+        policy = Policy(
             max_parallel=parallel,
             min_ready=least,
             order=wanted.order,
@@ -279,19 +277,39 @@ class ServiceSection(Section):
             retires=self.swap.retire is not None,
             external=self.swap.driver == "external",
             hooks=self.hooks.kinds(),
+            watch_time=wanted.watch_time,
+        )
+        canary = CanarySection.model_construct(**overrides.over(self.canary, CanarySection))
+        return shaped(
+            policy,
+            strategy,
+            Terms(
+                slots=self.slots,
+                try_duration=self.try_duration,
+                # Its own steps are for canaries; whoever asks for others by name means them.
+                steps=overrides.steps if strategy == "blue_green" else canary.steps,
+                min_time=canary.step_min_time,
+                max_time=canary.step_max_time,
+                on_inconclusive=canary.on_inconclusive,
+                keep_old=wanted.keep_old,
+                percent=overrides.percent,
+            ),
         )
 
-    def terms(self, overrides: Mapping[str, Setting], upstreams: int) -> Policy | str:
+    def terms(self, strategy: str, overrides: Mapping[str, Setting], upstreams: int) -> Policy | str:
         """The policy of a rollout whose overrides were journalled (`RolloutOverrides.plain`), or why there is none."""
         try:
-            return self.policy(upstreams, RolloutOverrides.model_validate(dict(overrides)))
+            return self.policy(upstreams, RolloutOverrides.model_validate(dict(overrides)), strategy)
         except ValidationError as error:
             wrong = error.errors()[0]
             return f"its overrides cannot be used any more: {wrong['loc'][0] if wrong['loc'] else ''}: {wrong['msg']}"
+        except ValueError as error:
+            return f"its overrides cannot be used any more: {error}"
 
 
 class RolloutOverrides(BaseModel):
-    """What a request may change of `[services.NAME.rollout]` for one rollout."""
+    """What a request may change of `[services.NAME.rollout]` and `[services.NAME.canary]` for one rollout; `percent`
+    is the share that a version keeps (rainbow)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     max_parallel: Parallel | None = None
@@ -302,12 +320,28 @@ class RolloutOverrides(BaseModel):
     drain_timeout: Seconds | None = None
     drain_quiet: Seconds | None = None
     auto_revert: bool | None = None
+    watch_time: Seconds | None = None
+    keep_old: Seconds | None = None
+    steps: Steps | None = None
+    step_min_time: Seconds | None = None
+    step_max_time: Positive | None = None
+    on_inconclusive: Inconclusive | None = None
+    percent: Percent | None = None
+
+    def over(self, section: Section, kind: type[Section]) -> dict[str, Any]:
+        """The values of a section, with these in place of its own."""
+        mine = {name: getattr(self, name) for name in RolloutOverrides.model_fields}
+        given = {name: value for name, value in mine.items() if value is not None and name in kind.model_fields}
+        return {name: getattr(section, name) for name in kind.model_fields} | given
 
     def plain(self) -> dict[str, Setting]:
         """As asked, for the journal: percentages stay percentages."""
         given = {name: getattr(self, name) for name in RolloutOverrides.model_fields}
-        return {
-            name: str(value) if isinstance(value, Amount | Order) else value
-            for name, value in given.items()
-            if value is not None
-        }
+        return {name: _plain(value) for name, value in given.items() if value is not None}
+
+
+def _plain(value: Any) -> Setting:
+    if isinstance(value, tuple):
+        return plain(value)
+    written: Setting = str(value) if isinstance(value, Amount | Order | Inconclusive) else value
+    return written

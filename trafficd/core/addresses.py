@@ -15,6 +15,7 @@ def taken(service: Service, name: str) -> set[str]:
     """The addresses that an upstream has, will have, or is just being moved to or from."""
     upstream, rollout = service.upstreams[name], service.live
     found = {upstream.dial, upstream.spare_dial, upstream.gating.dial if upstream.gating else None}
+    found |= {one.dial for one in upstream.beside}
     if rollout is not None:
         for task in (rollout.forward.get(name), rollout.revert.get(name)):
             found |= {task.old_dial, task.new_dial} if task is not None and not task.done else set()

@@ -95,6 +95,52 @@ class CanarySet:
 
 
 @dataclass(frozen=True)
+class ShareSet:
+    """A version beside the stable one gets this share of its own, in percent; None: it has none any more."""
+
+    service: str
+    version: str
+    percent: float | None
+    actor: str = ""
+    type: Literal["share_set"] = "share_set"
+
+
+@dataclass(frozen=True)
+class PinSet:
+    """Requests with this pin go to the version; None: where all others go."""
+
+    service: str
+    pin: str
+    version: str | None
+    actor: str = ""
+    type: Literal["pin_set"] = "pin_set"
+
+
+@dataclass(frozen=True)
+class RetireStarted:
+    """An instance beside the serving one gets no traffic any more, and is drained and stopped."""
+
+    service: str
+    upstream: str
+    dial: str
+    reason: str = ""
+    type: Literal["retire_started"] = "retire_started"
+
+
+@dataclass(frozen=True)
+class RetireEnded:
+    """It is gone, or it could not be stopped and is a person's to look after."""
+
+    service: str
+    upstream: str
+    dial: str
+    ok: bool
+    reason: str = ""
+    cut: Cut | None = None
+    type: Literal["retire_ended"] = "retire_ended"
+
+
+@dataclass(frozen=True)
 class Held:
     service: str
     actor: str = ""
@@ -175,6 +221,8 @@ class Snapshotted:
     maintenance: Maintenance | None = None
     left: bool = False
     carried: tuple[str, ...] = ()
+    shares: dict[str, float] = field(default_factory=dict)
+    pins: dict[str, str] = field(default_factory=dict)
     type: Literal["snapshotted"] = "snapshotted"
 
 
@@ -271,6 +319,38 @@ class StepEnded:
 
 
 @dataclass(frozen=True)
+class StageStarted:
+    """The new version gets this share beside the old one."""
+
+    service: str
+    rollout: str
+    stage: int
+    percent: float
+    type: Literal["stage_started"] = "stage_started"
+
+
+@dataclass(frozen=True)
+class GatePassed:
+    """Somebody lets the rollout go on to the next stage."""
+
+    service: str
+    rollout: str
+    stage: int
+    actor: str = ""
+    type: Literal["gate_passed"] = "gate_passed"
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """Somebody gives the new version all traffic."""
+
+    service: str
+    rollout: str
+    actor: str = ""
+    type: Literal["promoted"] = "promoted"
+
+
+@dataclass(frozen=True)
 class Paused:
     service: str
     rollout: str
@@ -293,6 +373,7 @@ class AbortRequested:
     rollout: str
     revert: bool = True
     actor: str = ""
+    reason: str = ""
     type: Literal["abort_requested"] = "abort_requested"
 
 
@@ -332,6 +413,10 @@ ServiceEvent = (
     | ReadyRequested
     | ReadyEnded
     | CanarySet
+    | ShareSet
+    | PinSet
+    | RetireStarted
+    | RetireEnded
     | Held
     | Released
     | MaintenanceBegun
@@ -349,6 +434,9 @@ RolloutEvent = (
     | TaskStarted
     | StepStarted
     | StepEnded
+    | StageStarted
+    | GatePassed
+    | Promoted
     | Paused
     | Resumed
     | AbortRequested

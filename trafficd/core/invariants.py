@@ -11,6 +11,8 @@ S7  What is admitted has just passed its gate.
 S8  A rollout ends, and a revert begins, only when no step is running.
 S9  Succeeded means: every upstream of the rollout runs its version, and serves unless an operator drained it.
 S10 A rollout begins only when none is live.
+S12 Nothing is retired while it has weight, and nothing that serves ever.
+S13 A share grows only while every instance beside is admitted, and never over a FAIL.
 S11 A take-over takes nothing out of traffic: neither where the old rollout is stopped nor where the new one begins.
 """
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 from typing import TypeGuard
 
 from trafficd.core import events as ev
+from trafficd.core.judge import Verdict
 from trafficd.core.machine import advance
 from trafficd.core.model import Direction, Phase, Rollout, Service, StepKind, Task, World
 from trafficd.core.routing import available, route
@@ -33,6 +36,8 @@ def check(service: Service, world: World, event: ev.Event | None) -> None:
     rollout = service.live
     if isinstance(event, ev.RolloutStarted):
         _require(rollout is None, "S10", f"{event.rollout} would begin while {rollout.id if rollout else None} is live")
+    if isinstance(event, ev.RetireStarted):
+        _check_retirement(service, world, event)
     if _is_take_over(event, service):
         _check_take_over(service, world, event)
     if rollout is None or event is None or getattr(event, "rollout", None) != rollout.id:
@@ -42,6 +47,8 @@ def check(service: Service, world: World, event: ev.Event | None) -> None:
             _check_task(service, world, rollout, event)
         case ev.StepStarted():
             _check_step(service, world, rollout, event)
+        case ev.StageStarted():
+            _check_stage(service, world, rollout, event)
         case ev.RolloutEnded() | ev.RevertStarted():
             _require(not rollout.running_steps(), "S8", "steps are still running")
             if isinstance(event, ev.RolloutEnded) and event.state is Phase.SUCCEEDED:
@@ -80,7 +87,9 @@ def _check_task(service: Service, world: World, rollout: Rollout, event: ev.Task
     in_work = sum(1 for task in tasks.values() if not task.over)
     _require(in_work < rollout.policy.max_parallel, "S3", f"{in_work} upstreams are in work already")
     ready = available(service, world)
-    if event.steps[:1] == (StepKind.DRAIN,) and event.upstream in ready:
+    upstream = service.upstreams.get(event.upstream)
+    serves = upstream is not None and upstream.serving == event.old_dial
+    if event.steps[:1] == (StepKind.DRAIN,) and event.upstream in ready and serves:
         _require(
             len(ready) - 1 >= rollout.policy.min_ready,
             "S4",
@@ -106,9 +115,14 @@ def _check_step(service: Service, world: World, rollout: Rollout, event: ev.Step
         _check_swap(rollout, task, weights.get(task.new_dial or "", 0))
     if event.step is StepKind.RETIRE:
         _require(not weights.get(task.old_dial), "S1", f"{task.old_dial} has weight and would be stopped")
+        begun = rollout.forward.get(task.upstream)
+        had_traffic = task.direction is Direction.FORWARD or begun is None or begun.admitted
+        drained = StepKind.DRAIN in task.steps[: task.cursor]
+        _require(drained or not had_traffic, "S1", f"{task.old_dial} was not drained and would be stopped")
     if event.step is StepKind.ADMIT:
         done = task.steps[: task.cursor]
-        _require(done[-1:] == (StepKind.GATE,), "S7", f"{task.upstream} has not passed its gate: {done}")
+        gated = tuple(step for step in done if step is not StepKind.CHECK)
+        _require(gated[-1:] == (StepKind.GATE,), "S7", f"{task.upstream} has not passed its gate: {done}")
 
 
 def _check_swap(rollout: Rollout, task: Task, weight: int) -> None:
@@ -121,10 +135,33 @@ def _check_swap(rollout: Rollout, task: Task, weight: int) -> None:
         _require(StepKind.DRAIN in task.steps[: task.cursor], "S1", f"{task.upstream} was not drained")
 
 
+def _check_retirement(service: Service, world: World, event: ev.RetireStarted) -> None:
+    serving = {u.serving for u in service.upstreams.values()}
+    _require(event.dial not in serving, "S12", f"{event.dial} serves and would be retired")
+    after = route(advance(service, 0.0, event), world).weights
+    _require(not after.get(event.dial), "S12", f"{event.dial} has weight and would be retired")
+
+
+def _check_stage(service: Service, world: World, rollout: Rollout, event: ev.StageStarted) -> None:
+    missing = [
+        name
+        for name in rollout.upstreams
+        if name in service.upstreams and service.upstreams[name].other(rollout.version) is None
+    ]
+    _require(not missing, "S13", f"{', '.join(missing)} has no instance of {rollout.version} beside it")
+    finding = world.finding
+    failed = finding is not None and finding.rollout == rollout.id and finding.verdict is Verdict.FAIL
+    grows = event.percent > rollout.policy.stages[rollout.stage].percent if rollout.stage is not None else True
+    _require(not (failed and grows), "S13", f"the canary failed, and would get {event.percent:g} %")
+    _require(not rollout.failing, "S13", "the rollout fails, and its version would get a share")
+
+
 def _check_success(service: Service, rollout: Rollout) -> None:
     for name in rollout.upstreams:
         upstream = service.upstreams.get(name)
-        if upstream is not None:
+        if upstream is not None and rollout.policy.beside:
+            _require(upstream.other(rollout.version) is not None, "S9", f"{name} has no {rollout.version} beside it")
+        elif upstream is not None:
             _require(
                 upstream.version == rollout.version,
                 "S9",

@@ -7,11 +7,12 @@ an event about something unknown (an upstream removed since) changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
+from trafficd.core import beside, queue
 from trafficd.core import events as ev
-from trafficd.core import queue
 from trafficd.core.model import (
     Abort,
     Direction,
@@ -28,6 +29,7 @@ from trafficd.core.model import (
     Upstream,
 )
 
+_T = TypeVar("_T")
 _ONCE = (StepKind.BEFORE_ROLLOUT, StepKind.AFTER_ROLLOUT, StepKind.ON_FAILURE)
 
 
@@ -53,6 +55,8 @@ def advance(service: Service, at: float, event: ev.Event) -> Service:
         case (
             ev.StableSet()
             | ev.CanarySet()
+            | ev.ShareSet()
+            | ev.PinSet()
             | ev.Held()
             | ev.Released()
             | ev.MaintenanceBegun()
@@ -64,6 +68,8 @@ def advance(service: Service, at: float, event: ev.Event) -> Service:
             | ev.Snapshotted()
         ):
             return _service_event(service, at, event)
+        case ev.RetireStarted() | ev.RetireEnded():
+            return beside.retire_event(service, at, event)
         case ev.RolloutQueued():
             return queue.queued(service, at, event)
         case ev.RolloutStarted():
@@ -84,8 +90,8 @@ def _service_event(service: Service, at: float, event: ev.ServiceEvent) -> Servi
     match event:
         case ev.StableSet(version=version):
             return replace(service, stable=version)
-        case ev.CanarySet(percent=percent):
-            return replace(service, canary_percent=percent)
+        case ev.CanarySet() | ev.ShareSet() | ev.PinSet():
+            return _share_event(service, event)
         case ev.Held() | ev.Released():
             return replace(service, held=isinstance(event, ev.Held))
         case ev.MaintenanceBegun(dial=dial, reason=reason):
@@ -104,6 +110,25 @@ def _service_event(service: Service, at: float, event: ev.ServiceEvent) -> Servi
             return service
 
 
+def _share_event(service: Service, event: ev.CanarySet | ev.ShareSet | ev.PinSet) -> Service:
+    match event:
+        case ev.CanarySet(percent=percent):
+            # The share of the rollout that moves one, where there is one; of all other versions else.
+            live = service.live
+            if live is None or not live.policy.beside:
+                return replace(service, canary_percent=percent)
+            return replace(service, shares={**service.shares, live.version: percent})
+        case ev.ShareSet(version=version, percent=share):
+            return replace(service, shares=_with(service.shares, version, share))
+        case ev.PinSet(pin=pin, version=pinned):
+            return replace(service, pins=_with(service.pins, pin, pinned))
+
+
+def _with(before: Mapping[str, _T], key: str, value: _T | None) -> dict[str, _T]:
+    rest = {name: one for name, one in before.items() if name != key}
+    return rest if value is None else {**rest, key: value}
+
+
 def _restored(service: Service, event: ev.Snapshotted) -> Service:
     return replace(
         service,
@@ -111,6 +136,8 @@ def _restored(service: Service, event: ev.Snapshotted) -> Service:
         stable=event.stable,
         mixing=event.mixing,
         canary_percent=event.canary_percent,
+        shares=event.shares,
+        pins=event.pins,
         held=event.held,
         freeze=event.freeze,
         history=event.history,
@@ -207,10 +234,10 @@ def _rollout_event(service: Service, rollout: Rollout, at: float, event: ev.Even
             return _step_started(service, rollout, at, event)
         case ev.StepEnded():
             return _step_ended(service, rollout, at, event)
-        case ev.Paused() | ev.Resumed():
-            return replace(service, rollout=replace(rollout, paused=isinstance(event, ev.Paused)))
-        case ev.AbortRequested(revert=revert, actor=actor):
-            return _abort_requested(service, rollout, revert=revert, actor=actor)
+        case ev.Paused() | ev.Resumed() | ev.StageStarted() | ev.GatePassed() | ev.Promoted():
+            return _steered(service, rollout, at, event)
+        case ev.AbortRequested():
+            return _abort_requested(service, rollout, event)
         case ev.Superseded(by=by):
             return queue.superseded(service, rollout, by)
         case ev.FailureNoted(reason=reason):
@@ -225,15 +252,35 @@ def _rollout_event(service: Service, rollout: Rollout, at: float, event: ev.Even
             return service
 
 
-def _abort_requested(service: Service, rollout: Rollout, *, revert: bool, actor: str) -> Service:
+def _steered(
+    service: Service,
+    rollout: Rollout,
+    at: float,
+    event: ev.Paused | ev.Resumed | ev.StageStarted | ev.GatePassed | ev.Promoted,
+) -> Service:
+    """How far the rollout may go, by its own plan or by somebody's word."""
+    match event:
+        case ev.StageStarted(stage=stage, percent=percent):
+            phase = Phase.PROMOTING if percent >= 100 else rollout.phase
+            rollout = replace(rollout, stage=stage, stage_at=at, phase=phase)
+            return replace(service, rollout=rollout, shares={**service.shares, rollout.version: percent})
+        case ev.Paused() | ev.Resumed():
+            return replace(service, rollout=replace(rollout, paused=isinstance(event, ev.Paused)))
+        case ev.GatePassed(stage=stage):
+            return replace(service, rollout=replace(rollout, passed=max(rollout.passed, stage)))
+        case ev.Promoted():
+            return replace(service, rollout=replace(rollout, promoted=True, phase=Phase.PROMOTING, paused=False))
+
+
+def _abort_requested(service: Service, rollout: Rollout, event: ev.AbortRequested) -> Service:
     # A revert under way is not started again; it can only be told to stop.
-    phase = rollout.phase if rollout.phase is Phase.REVERTING and revert else Phase.ABORTING
+    phase = rollout.phase if rollout.phase is Phase.REVERTING and event.revert else Phase.ABORTING
     rollout = replace(
         rollout,
         phase=phase,
         paused=False,
-        abort=Abort(revert, actor),
-        failure=rollout.failure or queue.aborted(actor),
+        abort=Abort(event.revert, event.actor),
+        failure=rollout.failure or queue.aborted(event.actor, event.reason),
         superseded_by=None,
     )
     return queue.withdrawn(replace(service, rollout=rollout))
@@ -241,8 +288,14 @@ def _abort_requested(service: Service, rollout: Rollout, *, revert: bool, actor:
 
 def _rollout_ended(service: Service, rollout: Rollout, at: float, event: ev.RolloutEnded) -> Service:
     ended = replace(rollout, phase=event.state, ended_at=at, reason=event.reason, paused=False)
+    if rollout.policy.beside and event.state is not Phase.SUCCEEDED:
+        service = replace(service, shares=_with(service.shares, rollout.version, None))
     match event.state:
+        case Phase.SUCCEEDED if rollout.policy.keeps:
+            return replace(service, rollout=ended)
         case Phase.SUCCEEDED:
+            if rollout.policy.beside:
+                service = beside.flipped(service, rollout, at)
             history = service.history
             if service.stable is not None and service.stable != rollout.version:
                 history = (*history, service.stable)
@@ -317,11 +370,15 @@ def _step_started(service: Service, rollout: Rollout, at: float, event: ev.StepS
     upstream = service.upstreams.get(task.upstream)
     if upstream is None:
         return service
+    if event.step is StepKind.DRAIN and rollout.policy.beside:
+        return _put(service, beside.without(upstream, task.old_dial))
     if event.step is StepKind.DRAIN and upstream.serving == task.old_dial:
         service = replace(service, rollout=_put_task(rollout, replace(task, took_out=True)))
         return _put(service, replace(upstream, serving=None))
     if event.step is StepKind.SWAP and task.in_place:
         return _put(service, replace(upstream, unproven=True))
+    if event.step is StepKind.ADMIT and rollout.policy.beside:
+        return _put(service, beside.admitted(upstream, rollout, task))
     if event.step is StepKind.ADMIT and task.new_dial is not None:
         return _put(service, _moved(upstream, task, task.new_dial))
     return service

@@ -6,10 +6,14 @@ durations are seconds. An address is "host:port" (`proxy.model.parse_dial`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
+
+from trafficd.core.judge import Verdict
+
+FULL = 20  # the weight of an instance that has had its slow start, in parts of which a cold one has 1
 
 
 class Order(StrEnum):
@@ -50,7 +54,9 @@ class StepKind(StrEnum):
     SWAP = "swap"  # the driver brings the new instance up at the new address
     AFTER_SWAP = "after_swap"  # hook, on the new instance
     GATE = "gate"  # healthy without a break
-    ADMIT = "admit"  # into traffic
+    CHECK = "check"  # the preview checks, on the new instance
+    ADMIT = "admit"  # into traffic; of an instance beside the old one: what may be given a share
+    WATCH = "watch"  # in traffic, and looked at, before the next one is touched
     RETIRE = "retire"  # start_first: the old instance, drained, is stopped
     AFTER_ROLLOUT = "after_rollout"  # hook, once
     ON_FAILURE = "on_failure"  # hook, once, when the version did not make it
@@ -90,6 +96,29 @@ class StepKey(NamedTuple):
     kind: StepKind
 
 
+class Inconclusive(StrEnum):
+    """What becomes of a stage that has no verdict when its time is up."""
+
+    HOLD = "hold"  # it waits for somebody to promote or abort
+    ABORT = "abort"
+    PROMOTE = "promote"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A share of the traffic that a new version gets beside the old one.
+
+    It lasts at least `min_time` (s). A `judged` one then needs a PASS, by `max_time` (s; None: as long as it takes); a
+    `gate` needs somebody to promote it, and nothing else.
+    """
+
+    percent: float
+    min_time: float = 0.0
+    max_time: float | None = None
+    judged: bool = False
+    gate: bool = False
+
+
 @dataclass(frozen=True)
 class Policy:
     """How a rollout goes about it; journalled with the rollout, so that a restart with another
@@ -113,6 +142,37 @@ class Policy:
     retires: bool = False  # the driver stops the old instance in start_first
     external: bool = False  # the caller replaces the instance and then says ready
     hooks: tuple[StepKind, ...] = ()
+    watch_time: float = 0.0  # s that each new instance is looked at before the next is touched
+    hold_for: float | None = None  # s that requests may wait at the proxy where nobody is left; None: that is not meant
+    beside: bool = False  # all new instances come up beside the old ones, and then get their share
+    stages: tuple[Stage, ...] = ()
+    on_inconclusive: Inconclusive = Inconclusive.ABORT
+    keeps: bool = False  # the shares of the last stage stay: the version does not become the stable one
+    keep_old: float = 0.0  # s that the old instances stay warm beside the new ones
+    checks: bool = False  # there are preview checks
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Another instance of an upstream, beside the one that is `serving`: of a version that has a share of its own, or
+    of the one before, kept warm until `keep_until` (s since the epoch; None: as long as it has a share).
+
+    `rollout` is the one that left it there.
+    """
+
+    dial: str
+    version: str
+    rollout: str
+    keep_until: float | None = None
+    retiring_at: float | None = None  # since when it gets no traffic any more, and is drained and stopped
+
+    @property
+    def retiring(self) -> bool:
+        return self.retiring_at is not None
+
+    def key(self, upstream: str) -> str:
+        """What its health is known by: no upstream has such an id."""
+        return f"{upstream}/{self.dial}"
 
 
 @dataclass(frozen=True)
@@ -133,6 +193,11 @@ class Upstream:
     gating: Gating | None = None
     removed: bool = False
     unproven: bool = False  # it began to be replaced in place, and has not passed a gate since
+    beside: tuple[Beside, ...] = ()
+
+    def other(self, version: str) -> Beside | None:
+        """The instance of this version beside the serving one, if it is there to stay."""
+        return next((one for one in self.beside if one.version == version and not one.retiring), None)
 
 
 @dataclass(frozen=True)
@@ -256,10 +321,19 @@ class Rollout:
     ended_at: float | None = None
     reason: str = ""
     warnings: tuple[str, ...] = ()
+    stage: int | None = None  # the number of the stage it is in
+    stage_at: float = 0.0  # when that began
+    passed: int = -1  # the newest stage that somebody promoted
+    promoted: bool = False  # somebody wants it to have all traffic now
 
     @property
     def live(self) -> bool:
         return not self.phase.ended
+
+    @property
+    def failing(self) -> bool:
+        """Whether its version is to have no traffic any more."""
+        return self.failure is not None or self.phase in (Phase.ABORTING, Phase.REVERTING)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -304,7 +378,9 @@ class Service:
     stable: str | None = None
     mixing: str | None = None  # a second version that may receive traffic beside the stable one
     carried: tuple[str, ...] = ()  # versions of rollouts that did not get to their end, and still serve
-    canary_percent: float | None = None
+    canary_percent: float | None = None  # of the versions that have no share of their own
+    shares: Mapping[str, float] = field(default_factory=dict)  # in percent, of versions beside the stable one
+    pins: Mapping[str, str] = field(default_factory=dict)  # the version that a pin leads to
     held: bool = False
     maintenance: Maintenance | None = None
     left: bool = False  # Caddy goes on without us, with plain upstreams
@@ -335,16 +411,42 @@ class Service:
         known = (None, self.stable, self.mixing, *self.carried)
         return self.stable is None or upstream.version in known
 
+    def parts(self) -> dict[str, float]:
+        """The shares of versions beside the stable one as they hold now, in percent: none where a rollout fails."""
+        live = self.live
+        gone = live.version if live is not None and live.policy.beside and live.failing else None
+        return {version: percent for version, percent in self.shares.items() if version != gone}
+
+    def besides(self) -> Iterator[tuple[Upstream, Beside]]:
+        """All instances beside serving ones, with their upstreams."""
+        for upstream in self.upstreams.values():
+            for one in upstream.beside:
+                yield upstream, one
+
+
+class Finding(NamedTuple):
+    """What the judge says of a rollout in this stage."""
+
+    rollout: str
+    stage: int
+    verdict: Verdict
+    why: str
+
 
 @dataclass(frozen=True)
 class World:
-    """What was observed: health per upstream id, and the shares the proxy has now (slots per address)."""
+    """What was observed: health per upstream id (and `Beside.key`), the shares the proxy has now (slots per address),
+    how far the slow start of an address is (1 to `FULL`; not named: it is over), and what the judge says."""
 
     health: Mapping[str, Health] = field(default_factory=dict)
     shares: Mapping[str, int] = field(default_factory=dict)
+    warmth: Mapping[str, int] = field(default_factory=dict)
+    slots: int = 100
+    finding: Finding | None = None
+    judged: bool = False  # whether anybody could ever say something
 
-    def up(self, upstream: str) -> bool:
-        return self.health.get(upstream, Health.UNKNOWN) is Health.UP
+    def up(self, key: str) -> bool:
+        return self.health.get(key, Health.UNKNOWN) is Health.UP
 
 
 @dataclass(frozen=True)

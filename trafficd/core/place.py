@@ -45,6 +45,9 @@ def _expected_of(service: Service, upstream: Upstream, place: str) -> Expected |
         return Expected(upstream.id, upstream.gating.version)
     if upstream.dial == place:
         return Expected(upstream.id, upstream.version)
+    other = next((one for one in upstream.beside if one.dial == place), None)
+    if other is not None:
+        return Expected(upstream.id, other.version)
     # Beside the old instance: a rollout is bringing one version or the other up at its second place.
     live = service.live
     for task in (live.revert.get(upstream.id), live.forward.get(upstream.id)) if live else ():

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from trafficd.core import beside, queue, stages
 from trafficd.core import events as ev
-from trafficd.core import queue
 from trafficd.core.model import (
     Direction,
     Order,
@@ -37,15 +37,18 @@ from trafficd.core.strategy import forward_steps
 MAX_PREPARES = 4  # images are pulled side by side, but not fifty at once
 
 # What may be given up at once when the rollout fails by itself; a swap or a hook is let finish.
-_INTERRUPTIBLE = frozenset({StepKind.DRAIN, StepKind.GATE, StepKind.PREPARE})
+_INTERRUPTIBLE = frozenset({StepKind.DRAIN, StepKind.GATE, StepKind.CHECK, StepKind.WATCH, StepKind.PREPARE})
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do now: `event` to journal (None: nothing), `weights` to route by, `cancel` to stop doing."""
+    """What to do now: `event` to journal (None: nothing), `weights` to route by (`pins`: requests that are pinned),
+    `cancel` to stop doing. `wake_at`: when to ask again at the latest (s since the epoch), if nothing happens."""
 
     weights: Mapping[str, int]
     panic: str | None = None
+    pins: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    wake_at: float | None = None
     event: ev.Event | None = None
     cancel: frozenset[StepKey] = frozenset()
     waits: tuple[Wait, ...] = field(default=())
@@ -54,14 +57,16 @@ class Decision:
 def decide(service: Service, world: World, now: float, terms: queue.Terms | None = None) -> Decision:
     """The next decision for one service. A rollout that waits begins by `terms`, and not at all without."""
     routing = route(service, world)
-    event: ev.Event | None = queue.next_event(service, world, now, terms)
-    rollout = service.live
+    event: ev.Event | None = queue.next_event(service, world, now, terms) or beside.next_event(service, now)
+    rollout, wake_at = service.live, beside.wake_at(service)
     if rollout is None:
-        return Decision(routing.weights, routing.panic, event)
+        return Decision(routing.weights, routing.panic, routing.pins, wake_at, event)
     event = event or _next_event(service, rollout, world, now)
     return Decision(
         weights=routing.weights,
         panic=routing.panic,
+        pins=routing.pins,
+        wake_at=wake_at,
         event=event,
         cancel=_cancelled(rollout),
         waits=() if event else _waits(service, rollout, world, now),
@@ -121,8 +126,15 @@ def _forward(service: Service, rollout: Rollout, world: World, now: float) -> ev
         if waiting:
             return event
     if all(task.done for task in _forward_tasks(service, rollout)) and not _pending(service, rollout):
-        return _finish(rollout)
+        return _after_tasks(rollout, world, now)
     return _begin(service, rollout, _pending(service, rollout), world, now)
+
+
+def _after_tasks(rollout: Rollout, world: World, now: float) -> ev.Event | None:
+    """All instances are there: those beside the old ones get their share, stage by stage. The end makes them the
+    serving ones, and the old ones warm."""
+    event = stages.next_event(rollout, world, now) if rollout.policy.beside else None
+    return event if event is not None or not stages.over(rollout, world, now) else _finish(rollout)
 
 
 def _finish(rollout: Rollout) -> ev.Event | None:
@@ -157,15 +169,23 @@ def _pending(service: Service, rollout: Rollout) -> list[Task]:
 
 def _forward_task(upstream: Upstream, rollout: Rollout) -> Task:
     start_first = rollout.policy.order is Order.START_FIRST
+    warm = upstream.other(rollout.version) if rollout.policy.beside else None
+    new_dial = _spare(upstream) if start_first else upstream.dial
     return Task(
         upstream=upstream.id,
         direction=Direction.FORWARD,
-        steps=forward_steps(rollout.policy),
+        steps=forward_steps(rollout.policy, warm=warm is not None),
         old_dial=upstream.dial,
         old_version=upstream.version,
-        new_dial=upstream.spare_dial if start_first else upstream.dial,
+        new_dial=warm.dial if warm is not None else new_dial,
         new_version=rollout.version,
     )
+
+
+def _spare(upstream: Upstream) -> str | None:
+    """The second address, where nothing that is to stay runs there; else the driver has to find one."""
+    stays = {one.dial for one in upstream.beside if one.keep_until is None}
+    return None if upstream.spare_dial in stays else upstream.spare_dial
 
 
 def _begin(service: Service, rollout: Rollout, pending: list[Task], world: World, now: float) -> ev.Event | None:
@@ -175,9 +195,12 @@ def _begin(service: Service, rollout: Rollout, pending: list[Task], world: World
     in_work = sum(1 for task in tasks.values() if not task.over)
     if not pending or in_work >= policy.max_parallel:
         return None
+    pending = [task for task in pending if not beside.in_the_way(service.upstreams[task.upstream], task)]
+    if not pending:
+        return None  # what is in the way is being retired
     ready = available(service, world)
-    free = [task for task in pending if _cost(task, ready) == 0]
-    costly = [task for task in pending if _cost(task, ready) > 0]
+    free = [task for task in pending if cost(service, task, ready) == 0]
+    costly = [task for task in pending if cost(service, task, ready) > 0]
     if free:
         chosen = free[0]
     elif len(ready) - 1 >= policy.min_ready:
@@ -206,10 +229,10 @@ def _short_of(ready: frozenset[str], policy: Policy) -> str:
     )
 
 
-def _cost(task: Task, ready: frozenset[str]) -> int:
-    """How many ready upstreams the turn takes away: one that drains first and carries traffic now."""
-    drains_first = task.steps[:1] == (StepKind.DRAIN,)
-    return 1 if drains_first and task.upstream in ready else 0
+def cost(service: Service, task: Task, ready: frozenset[str]) -> int:
+    """How many ready upstreams the turn takes away: one that drains first what serves now."""
+    drains = task.steps[:1] == (StepKind.DRAIN,) and service.upstreams[task.upstream].serving == task.old_dial
+    return 1 if drains and task.upstream in ready else 0
 
 
 def _advance(rollout: Rollout, tasks: Mapping[str, Task]) -> ev.Event | None:
@@ -304,6 +327,10 @@ def _waits(service: Service, rollout: Rollout, world: World, now: float) -> tupl
     waits = [_step_wait(service, rollout, step, now) for step in rollout.running_steps()]
     if rollout.paused:
         waits.append(Wait(None, "paused: `trafficd resume` goes on, `trafficd abort` gives up", rollout.changed_at))
+    elif not waits and (stage := stages.wait(rollout, world, now)) is not None:
+        waits.append(stage)
+    elif not waits and any(one.retiring for _, one in service.besides()):
+        waits.append(Wait(None, "an instance of an older version to be retired", rollout.changed_at))
     elif not waits:
         ready = available(service, world)
         what = (
@@ -337,6 +364,11 @@ def _step_wait(service: Service, rollout: Rollout, step: StepRecord, now: float)
             return Wait(key.upstream, f"the driver: {key.kind}{where}", since, since + policy.swap_timeout)
         case StepKind.PREPARE:
             return Wait(key.upstream, f"the driver: prepare{where}", since, since + policy.prepare_timeout)
+        case StepKind.WATCH:
+            what = f"{policy.watch_time:g} s in which {key.upstream} is watched"
+            return Wait(key.upstream, what, since, since + policy.watch_time, since + policy.watch_time)
+        case StepKind.CHECK:
+            return Wait(key.upstream, f"the preview checks{where}", since)
         case StepKind.ADMIT:
             return Wait(key.upstream, f"the shift that lets {key.upstream} in", since)
         case _:

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from trafficd.core import beside
 from trafficd.core import events as ev
 from trafficd.core.model import (
     Abort,
@@ -37,8 +38,8 @@ from trafficd.core.model import (
 from trafficd.core.place import address
 from trafficd.core.routing import available
 
-# The policy of a rollout with these overrides over so many upstreams, or why there is none.
-Terms = Callable[[Mapping[str, Setting], int], Policy | str]
+# The policy of a rollout by this strategy, with these overrides, over so many upstreams; or why there is none.
+Terms = Callable[[str, Mapping[str, Setting], int], Policy | str]
 
 _UNTOUCHED = "before it began; nothing was touched"
 
@@ -94,9 +95,9 @@ def waiting_event(service: Service, at: float, event: ev.RolloutEvent) -> Servic
     return replace(service, queued=replace(pending, changed_at=at))
 
 
-def aborted(actor: str) -> str:
-    """Who aborted, in words."""
-    return f"aborted by {actor}" if actor else "aborted"
+def aborted(actor: str, reason: str = "") -> str:
+    """Who aborted, and why, in words."""
+    return (f"aborted by {actor}" if actor else "aborted") + (f": {reason}" if reason else "")
 
 
 def begun(service: Service, rollout: Rollout) -> Service:
@@ -110,9 +111,9 @@ def begun(service: Service, rollout: Rollout) -> Service:
         service = replace(service, queued=None)
     out = tuple(name for name in rollout.upstreams if name in service.upstreams and _is_out(service, name))
     return replace(
-        service,
+        beside.begun(service, rollout),
         rollout=replace(rollout, out=out),
-        mixing=None if rollout.abort else rollout.version,
+        mixing=None if rollout.abort or rollout.policy.beside else rollout.version,
         carried=_carried(service, rollout.version),
         canary_percent=None,
     )
@@ -180,7 +181,7 @@ def next_event(service: Service, world: World, now: float, terms: Terms | None) 
 
 def supersedable(rollout: Rollout) -> bool:
     """Whether a rollout can still be stopped where it stands: a revert, once begun, is brought to its end."""
-    return rollout.phase is Phase.RUNNING and rollout.abort is None
+    return rollout.phase is Phase.RUNNING and rollout.abort is None and not rollout.policy.beside
 
 
 def given_up(pending: Rollout, actor: str = "") -> ev.RolloutEnded:
@@ -195,7 +196,7 @@ def _fails(rollout: Rollout, reason: str) -> ev.RolloutEnded:
 def _begin(service: Service, pending: Rollout, world: World, terms: Terms) -> ev.RolloutEvent:
     if not service.upstreams:
         return _fails(pending, f"service {service.name} has no upstreams any more; nothing was touched")
-    policy = terms(pending.overrides, len(service.upstreams))
+    policy = terms(pending.strategy, pending.overrides, len(service.upstreams))
     if isinstance(policy, str):
         return _fails(pending, f"{policy}; nothing was touched")
     problem = hopeless(service, policy, world)

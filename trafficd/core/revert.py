@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from trafficd.core.model import Direction, Order, Phase, Rollout, Service, StepKind, Task, Upstream
 from trafficd.core.place import address
-from trafficd.core.strategy import forward_steps, replaces, revert_steps
+from trafficd.core.strategy import back_steps, replaces, revert_steps
 
 _LET_IN = (StepKind.GATE, StepKind.ADMIT)
 
@@ -98,7 +98,7 @@ def _gathered(rollout: Rollout, upstream: Upstream) -> Iterator[Task]:
     yield Task(
         upstream=upstream.id,
         direction=Direction.REVERT,
-        steps=_LET_IN if light else forward_steps(rollout.policy),
+        steps=_LET_IN if light else back_steps(rollout.policy),
         old_dial=upstream.dial,
         old_version=upstream.version,
         new_dial=upstream.spare_dial if beside else upstream.dial,

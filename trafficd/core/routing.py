@@ -4,29 +4,43 @@ Rules, in order:
 1. In maintenance: Caddy's own static answer. Held: nobody; requests wait at the proxy.
 2. Only an upstream that is in service (`serving`), not drained by an operator, and whose version is the
    stable one or takes part in a live rollout is a candidate.
-3. Candidates that are up share equally. When all of them look dead the routing stays as it is: probes
-   that see nobody alive are more often wrong than right (the panic threshold).
-4. A canary share belongs to the ready upstreams of other versions, whatever happens to the stable ones.
+3. Candidates that are up share equally, but for the slow start of those that were just put back. When all of them
+   look dead the routing stays as it is: probes that see nobody alive are more often wrong than right (the panic
+   threshold).
+4. Versions beside the stable one have their own shares, of whole slots, rounded down: never more, whatever happens to
+   the stable ones. While a rollout moves a share, the others have no more than what it leaves.
 5. When there is no candidate at all, whoever serves now keeps serving: old news beats no answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
-from trafficd.core.model import Health, Service, Upstream, World
+from trafficd.core.model import FULL, Health, Service, Upstream, World
 from trafficd.core.place import address
 
-_SCALE = 1000  # canary percentages are honoured to a thousandth of a percent
+_HAND = ""  # the group of versions whose share was set by hand, for all of them together
+_EPSILON = 1e-6  # of a slot: what a percentage may lose by being no binary fraction
+PREVIEW = "preview"  # the pin that leads to what a rollout is about to give a share
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Weights per address; empty means nobody. `panic` says why health was set aside, if it was."""
+    """Weights per address; empty means nobody. `panic` says why health was set aside, if it was. `pins`: the weights
+    for requests that are pinned; a pin that is not named follows all others."""
 
     weights: Mapping[str, int]
     panic: str | None = None
+    pins: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+class Group(NamedTuple):
+    """Addresses that share a part of the traffic, in percent."""
+
+    percent: float
+    dials: tuple[str, ...]
 
 
 def route(service: Service, world: World) -> Routing:
@@ -37,22 +51,102 @@ def route(service: Service, world: World) -> Routing:
         return Routing({})
     serving = [u for u in service.upstreams.values() if u.serving is not None and not u.drained]
     regular = [u for u in serving if service.regular(u)]
-    others = [u for u in serving if not service.regular(u)]
-    canaries = [u for u in others if world.up(u.id)]
-    if service.canary_percent and canaries:
-        chosen, panic = _alive(regular, regular, world)
-        return Routing(_shared(chosen, canaries, service.canary_percent), panic)
-    chosen, panic = _alive(regular, serving, world)
-    return Routing(_equal(chosen), panic)
+    groups = _groups(service, world)
+    pins = _pins(service, world)
+    # Where nobody of the stable version is left, the others go on as before, but where they have a share of their own.
+    chosen, panic = _alive(regular, regular if groups else serving, world)
+    stable = _dials(chosen)
+    if groups:
+        return Routing(_apportioned(groups, stable, world), panic, pins)
+    return Routing(
+        {dial: world.warmth.get(dial, FULL) for dial in stable} if world.warmth else _equal(stable), panic, pins
+    )
 
 
 def available(service: Service, world: World) -> frozenset[str]:
     """The ids of the upstreams that carry traffic and are up: what `min_ready` counts. In maintenance, and while
     requests are held: those that would, as they will have to in a moment."""
     weights = route(replace(service, maintenance=None, held=False), world).weights
-    return frozenset(
-        u.id for u in service.upstreams.values() if u.serving and weights.get(u.serving, 0) > 0 and world.up(u.id)
-    )
+
+    def carries(upstream: Upstream) -> bool:
+        if upstream.serving and weights.get(upstream.serving, 0) > 0 and world.up(upstream.id):
+            return True
+        return any(weights.get(one.dial, 0) > 0 and world.up(one.key(upstream.id)) for one in upstream.beside)
+
+    return frozenset(u.id for u in service.upstreams.values() if carries(u))
+
+
+def instances(service: Service, version: str) -> Iterator[tuple[str, str]]:
+    """Where a version runs beside the stable one, and takes part: (what its health is known by, address)."""
+    for upstream in service.upstreams.values():
+        if upstream.drained:
+            continue
+        if upstream.version == version and upstream.serving is not None and not service.regular(upstream):
+            yield upstream.id, upstream.serving
+        other = upstream.other(version)
+        if other is not None:
+            yield other.key(upstream.id), other.dial
+
+
+# -- versions beside the stable one --------------------------------------------------------------------
+
+
+def _up(service: Service, version: str, world: World) -> tuple[str, ...]:
+    return tuple(dial for key, dial in instances(service, version) if world.up(key))
+
+
+def _groups(service: Service, world: World) -> list[Group]:
+    """The shares of versions beside the stable one, as far as an instance of them is up."""
+    parts = service.parts()
+    found = {version: Group(percent, _up(service, version, world)) for version, percent in parts.items()}
+    if service.canary_percent:
+        others = [u for u in service.upstreams.values() if u.serving and not u.drained and not service.regular(u)]
+        dials = _dials([u for u in others if u.version not in parts and world.up(u.id)])
+        found[_HAND] = Group(service.canary_percent, tuple(dials))
+    groups = {version: group for version, group in found.items() if group.dials and group.percent}
+    live = service.live
+    first = groups.pop(live.version, None) if live is not None else None
+    left = 100.0 - (first.percent if first else 0.0)
+    wanted = sum(group.percent for group in groups.values())
+    scale = min(1.0, left / wanted) if wanted else 1.0
+    rest = [Group(group.percent * scale, group.dials) for group in groups.values()]
+    return ([first] if first else []) + [group for group in rest if group.percent > 0]
+
+
+def _pins(service: Service, world: World) -> dict[str, dict[str, int]]:
+    pinned = dict(service.pins)
+    live = service.live
+    if live is not None and live.policy.beside and not live.failing:
+        pinned.setdefault(PREVIEW, live.version)
+    found = {pin: _equal(_up(service, version, world)) for pin, version in pinned.items()}
+    return {pin: weights for pin, weights in found.items() if weights}
+
+
+def _apportioned(groups: Sequence[Group], stable: Sequence[str], world: World) -> dict[str, int]:
+    """Whole slots per address. What rounding leaves over is the stable version's, where one of it is in traffic."""
+    weights: dict[str, int] = {}
+    for group in groups:
+        weights |= _split(int(group.percent * world.slots / 100 + _EPSILON), group.dials, world)
+    rest = world.slots - sum(weights.values())
+    if stable:
+        weights |= _split(rest, stable, world)
+    return {dial: weight for dial, weight in weights.items() if weight}
+
+
+def _split(slots: int, dials: Sequence[str], world: World) -> dict[str, int]:
+    """So many slots among these addresses, by their warmth; the odd ones to who has the most already, so that few
+    slots move."""
+    warmth = {dial: world.warmth.get(dial, FULL) for dial in dials}
+    total = sum(warmth.values())
+    counts = {dial: slots * part // total for dial, part in warmth.items()}
+    odd = slots - sum(counts.values())
+    first = sorted(dials, key=lambda dial: (-(slots * warmth[dial] % total), -world.shares.get(dial, 0), dial))
+    for dial in first[:odd]:
+        counts[dial] += 1
+    return counts
+
+
+# -- the stable version --------------------------------------------------------------------------------
 
 
 def _alive(
@@ -76,14 +170,9 @@ def _current(candidates: Sequence[Upstream], world: World) -> list[Upstream]:
     return [u for u in candidates if u.serving is not None and world.shares.get(u.serving, 0) > 0]
 
 
-def _equal(upstreams: Sequence[Upstream]) -> dict[str, int]:
-    return {u.serving: 1 for u in upstreams if u.serving is not None}
+def _dials(upstreams: Sequence[Upstream]) -> list[str]:
+    return [u.serving for u in upstreams if u.serving is not None]
 
 
-def _shared(stable: Sequence[Upstream], canaries: Sequence[Upstream], percent: float) -> dict[str, int]:
-    share = round(percent * _SCALE)
-    rest = 100 * _SCALE - share
-    weights = {u.serving: rest * len(canaries) for u in stable if u.serving is not None and rest}
-    if share:
-        weights |= {u.serving: share * max(1, len(stable)) for u in canaries if u.serving is not None}
-    return weights
+def _equal(dials: Sequence[str]) -> dict[str, int]:
+    return dict.fromkeys(dials, 1)

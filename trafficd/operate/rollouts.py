@@ -13,13 +13,12 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from trafficd.config import RolloutOverrides
+from trafficd.config.canary import BESIDE, STRATEGIES
 from trafficd.core import events as ev
-from trafficd.core import queue
+from trafficd.core import queue, stages
 from trafficd.core.model import Freeze, Order, Phase, Policy, Rollout, Service
 from trafficd.errors import ConflictError, InvalidError, ProxyUnavailableError
 from trafficd.operate.requests import Requests
-
-STRATEGIES = ("rolling",)
 
 
 class IfLive(StrEnum):
@@ -82,7 +81,15 @@ class RolloutRequests(Requests):
             raise InvalidError(f"strategy {strategy!r} is not known; there is: {', '.join(STRATEGIES)}")
         if not self.state.upstreams:
             raise ConflictError(f"service {self.state.name} has no upstreams; add some first")
-        policy = self.section.policy(len(self.state.upstreams), overrides)
+        if not self.section.routed and strategy != "rolling":
+            raise InvalidError(
+                f"strategy: {self.state.name} is a service of workers, which have no traffic to hold or to share: "
+                "use rolling"
+            )
+        try:
+            policy = self.section.policy(len(self.state.upstreams), overrides, strategy)
+        except ValueError as error:
+            raise InvalidError(str(error)) from error
         if policy.order is Order.START_FIRST and not self.section.routed:
             raise InvalidError(f"order: {self.state.name} is a service of workers, which have no second address")
         return policy
@@ -91,6 +98,8 @@ class RolloutRequests(Requests):
         """What the state forbids, apart from the queue."""
         self._refuse_uncountable()
         _refuse_second(state, back=back)
+        if policy.beside:
+            _refuse_mixed(state)
         if not back:
             _refuse_frozen(state, time.time())
         _refuse(queue.hopeless(state, policy, self.engine.world()))
@@ -102,6 +111,11 @@ class RolloutRequests(Requests):
     async def _queue(self, wish: _Wish, overrides: RolloutOverrides, policy: Policy, if_live: IfLive) -> Rollout:
         """Let a rollout wait behind the live one, or take over from it; it takes the place of a pending one."""
         live = self.state.live if if_live is IfLive.SUPERSEDE else None
+        if live is not None and wish.strategy in BESIDE:
+            raise InvalidError(
+                f"strategy: {wish.strategy} puts a version beside one stable version, and a take-over begins between "
+                "two: supersede with rolling, or wait with --queue"
+            )
 
         def check(state: Service) -> None:
             self._refuse_left(state)
@@ -112,6 +126,11 @@ class RolloutRequests(Requests):
             if state.live.id != live.id:
                 raise ConflictError(f"rollout {state.live.id} began at the same moment; try again")
             if not queue.supersedable(state.live):
+                if state.live.policy.beside:
+                    raise ConflictError(
+                        f"rollout {live.id} is {live.strategy}, and its version only runs beside the old one: "
+                        f"`trafficd abort {live.id}` takes it away, and `--queue` lets {wish.version} begin after it"
+                    )
                 raise ConflictError(
                     f"rollout {live.id} is {state.live.phase}, which is brought to its end first: repeat with "
                     f'--queue ("if_live": "queue"), so that {wish.version} begins after it'
@@ -142,6 +161,10 @@ class RolloutRequests(Requests):
                 f"deploy one by name: trafficd deploy {state.name} VERSION"
             )
         await self._hold_back(actor)
+        if all(u.other(target) is not None for u in state.upstreams.values()):
+            # It is warm, beside what serves: one good probe of each, and one rename.
+            at_once = RolloutOverrides(watch_time=0.0)
+            return await self.start(target, "blue_green", at_once, actor=actor, message="rollback", key=key, back=True)
         return await self.start(target, actor=actor, message="rollback", key=key, back=True)
 
     async def _hold_back(self, actor: str) -> None:
@@ -173,15 +196,38 @@ class RolloutRequests(Requests):
         self._live(rollout_id)
         await self._on_live(ev.Resumed(self.state.name, rollout_id, actor), paused=False)
 
-    async def promote(self, rollout_id: str) -> None:
+    async def promote(self, rollout_id: str, *, gate: int | None = None, actor: str = "") -> None:
+        """Let the rollout go on where it waits for somebody; else give its version all traffic at once.
+
+        `gate`: the number of the stage that is meant, so that a second promote does not go further than the first.
+        """
         rollout = self._live(rollout_id)
         if rollout.phase is Phase.PENDING:
             raise ConflictError(f"rollout {rollout_id} has not begun; look at `trafficd status {self.state.name}`")
-        raise ConflictError(
-            f"rollout {rollout_id} is {rollout.strategy}: it has no share to promote; it goes on by itself"
-        )
+        if not rollout.policy.beside:
+            raise ConflictError(
+                f"rollout {rollout_id} is {rollout.strategy}: it has no share to promote; it goes on by itself"
+            )
 
-    async def abort(self, rollout_id: str, *, revert: bool = True, actor: str = "") -> str | None:
+        def check(state: Service) -> bool:
+            current = state.live
+            if current is None or current.id != rollout_id:
+                raise ConflictError(f"rollout {rollout_id} has ended")
+            if current.failing:
+                raise ConflictError(f"rollout {rollout_id} is given up ({current.failure}); an abort goes first")
+            if gate is not None and current.stage != gate:
+                if current.stage is not None and current.stage > gate:
+                    return False  # it has gone on already
+                raise ConflictError(f"rollout {rollout_id} does not wait at its step {gate + 1}")
+            return not (current.promoted or (gate is not None and current.passed >= gate))
+
+        now = time.time()
+        event: ev.Event = ev.Promoted(self.state.name, rollout_id, actor)
+        if rollout.stage is not None and (gate is not None or stages.waits_for_person(rollout, now)):
+            event = ev.GatePassed(self.state.name, rollout_id, rollout.stage if gate is None else gate, actor)
+        await self.engine.record(event, check)
+
+    async def abort(self, rollout_id: str, *, revert: bool = True, actor: str = "", reason: str = "") -> str | None:
         """Stop and send all traffic to the old version, at once. Returns a warning, or None.
 
         Raises `ProxyUnavailableError` where traffic could not be moved; the engine goes on trying.
@@ -191,7 +237,7 @@ class RolloutRequests(Requests):
             return None
         warning = self.engine.ledger.unwritten()
         if rollout.abort is None or rollout.abort.revert != revert:
-            event = ev.AbortRequested(self.state.name, rollout_id, revert, actor)
+            event = ev.AbortRequested(self.state.name, rollout_id, revert, actor, reason)
             warning = await self.engine.record_first_in_line(event)
         if self.engine.trouble.proxy:
             raise ProxyUnavailableError(
@@ -268,6 +314,16 @@ def _refuse_second(state: Service, *, back: bool) -> None:
         raise ConflictError(
             f"rollout {pending.id} to {pending.version} is pending; one at a time: `trafficd resume {pending.id}`, "
             f"`trafficd abort {pending.id}`, or repeat with --queue to take its place"
+        )
+
+
+def _refuse_mixed(state: Service) -> None:
+    """A version can be put beside one stable version, and not beside the leavings of rollouts."""
+    others = sorted({v for v in (*state.carried, state.mixing) if v is not None and v != state.stable})
+    if others:
+        raise ConflictError(
+            f"{state.name} serves {', '.join(others)} beside {state.stable or 'its stable version'}, since a rollout "
+            f"did not come to its end: `trafficd rollback {state.name}` or a rolling deploy first"
         )
 
 

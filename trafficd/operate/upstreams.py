@@ -261,7 +261,8 @@ class UpstreamRequests(Requests):
 
     def _refuse_last(self, state: Service, name: str, *, force: bool) -> None:
         world = self.engine.world()
-        state = replace(state, held=False)  # who would answer, once released
+        # Who would answer, once released; and what runs beside it is not to get the traffic of the last one.
+        state = replace(state, held=False, canary_percent=None, shares={})
         ready = available(state, world)
         if not ready:
             # Where probes see nobody alive, the last that traffic still goes to is as good as ready.

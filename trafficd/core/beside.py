@@ -1,0 +1,97 @@
+"""Instances beside the serving ones: the fold of what is said about them, and which are to be retired. Pure.
+
+An instance comes to stand beside the serving one when a rollout admits it there, and when a flip makes the old one a
+warm one. It goes by being retired: it gets no traffic from the moment that is journalled, is drained, and stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trafficd.core import events as ev
+from trafficd.core.model import Beside, Rollout, Service, Task, Upstream
+
+
+def admitted(upstream: Upstream, rollout: Rollout, task: Task) -> Upstream:
+    """The upstream with the task's new instance beside the serving one."""
+    assert task.new_dial is not None, "an admitted task has its address"
+    new = Beside(task.new_dial, rollout.version, rollout.id)
+    rest = tuple(one for one in upstream.beside if one.dial != new.dial)
+    return replace(upstream, beside=(*rest, new))
+
+
+def without(upstream: Upstream, dial: str) -> Upstream:
+    """The upstream with nothing beside it at this address."""
+    return replace(upstream, beside=tuple(one for one in upstream.beside if one.dial != dial))
+
+
+def flipped(service: Service, rollout: Rollout, at: float) -> Service:
+    """The new instances serve, and what served stays beside them. Addresses change roles."""
+    upstreams = {name: _flipped(upstream, rollout, at) for name, upstream in service.upstreams.items()}
+    shares = {version: percent for version, percent in service.shares.items() if version != rollout.version}
+    return replace(service, upstreams=upstreams, shares=shares)
+
+
+def _flipped(upstream: Upstream, rollout: Rollout, at: float) -> Upstream:
+    new = upstream.other(rollout.version)
+    if new is None or upstream.id not in rollout.upstreams:
+        return upstream
+    old = Beside(upstream.dial, upstream.version or "", rollout.id, keep_until=at + rollout.policy.keep_old)
+    spare = upstream.dial if new.dial == upstream.spare_dial else upstream.spare_dial
+    return replace(
+        upstream,
+        dial=new.dial,
+        spare_dial=spare,
+        version=rollout.version,
+        serving=new.dial,
+        unproven=False,
+        beside=(*(one for one in upstream.beside if one.dial != new.dial), old),
+    )
+
+
+def begun(service: Service, rollout: Rollout) -> Service:
+    """A rollout begins: what stays warm of any other version than its own has had its time."""
+
+    def over(one: Beside) -> Beside:
+        keeps = one.keep_until is None or (rollout.policy.beside and one.version == rollout.version)
+        return one if keeps else replace(one, keep_until=0.0)
+
+    upstreams = {
+        name: replace(upstream, beside=tuple(over(one) for one in upstream.beside))
+        for name, upstream in service.upstreams.items()
+    }
+    return replace(service, upstreams=upstreams)
+
+
+def retire_event(service: Service, at: float, event: ev.RetireStarted | ev.RetireEnded) -> Service:
+    """The state after an instance began to be retired, or was."""
+    upstream = service.upstreams.get(event.upstream)
+    if upstream is None:
+        return service
+    if isinstance(event, ev.RetireEnded):
+        changed = without(upstream, event.dial)
+    else:
+        marked = (replace(one, retiring_at=at) if one.dial == event.dial else one for one in upstream.beside)
+        changed = replace(upstream, beside=tuple(marked))
+    return replace(service, upstreams={**service.upstreams, upstream.id: changed})
+
+
+def next_event(service: Service, now: float) -> ev.RetireStarted | None:
+    """The next instance that has been kept warm for long enough, if any."""
+    live = service.live
+    for upstream, one in service.besides():
+        wanted = live is not None and live.policy.beside and one.version == live.version
+        if one.keep_until is not None and one.keep_until <= now and not one.retiring and not wanted:
+            return ev.RetireStarted(service.name, upstream.id, one.dial, f"kept long enough: {one.version}")
+    return None
+
+
+def wake_at(service: Service) -> float | None:
+    """When the next instance will have been kept warm for long enough (s since the epoch)."""
+    times = [one.keep_until for _, one in service.besides() if one.keep_until is not None and not one.retiring]
+    return min(times, default=None)
+
+
+def in_the_way(upstream: Upstream, task: Task) -> bool:
+    """Whether something has to be retired before the task can begin: it is where the new instance would come up."""
+    return any(one.retiring or (one.keep_until == 0.0 and one.version != task.new_version) for one in upstream.beside)

@@ -1,0 +1,118 @@
+"""The stages of a rollout whose new version runs beside the old one: which share it gets, and when it gets more. Pure.
+
+A stage lasts its minimum time. Then a judged one goes on with a PASS, and only with that; without a verdict at its
+deadline it does what `on_inconclusive` says. A gate goes on when somebody promotes it. Whoever promotes where no gate
+waits gives the new version all traffic at once. A FAIL is not decided here: it aborts, first in line, whatever waits;
+but nothing ever goes on over one.
+
+Invariant: the share only grows, and a version with a FAIL never gets more.
+"""
+
+from __future__ import annotations
+
+from trafficd.core import events as ev
+from trafficd.core.judge import Verdict
+from trafficd.core.model import Finding, Inconclusive, Rollout, Stage, Wait, World
+
+_PERSON = "`trafficd promote` goes on, `trafficd abort` gives up"
+
+
+def stage_of(rollout: Rollout) -> Stage | None:
+    """The stage that a rollout is in, if any."""
+    stages = rollout.policy.stages
+    return None if rollout.stage is None or rollout.stage >= len(stages) else stages[rollout.stage]
+
+
+def next_event(rollout: Rollout, world: World, now: float) -> ev.Event | None:
+    """What is to be journalled next about the stages; None while one lasts, and after the last."""
+    if rollout.stage is None:
+        return _begin(rollout, 0)
+    stage, number = stage_of(rollout), rollout.stage
+    last = len(rollout.policy.stages) - 1
+    if stage is None:
+        return None
+    if rollout.promoted and number < last:
+        return _begin(rollout, last)
+    outcome = _outcome(rollout, stage, world, now)
+    if isinstance(outcome, str):
+        return ev.FailureNoted(rollout.service, rollout.id, outcome)
+    if not outcome:
+        return None
+    return _begin(rollout, number + 1) if number < last else None
+
+
+def over(rollout: Rollout, world: World, now: float) -> bool:
+    """Whether the last stage has had its time, and its verdict where it wants one."""
+    stage = stage_of(rollout)
+    if stage is None or rollout.stage != len(rollout.policy.stages) - 1:
+        return not rollout.policy.stages
+    return _outcome(rollout, stage, world, now) is True
+
+
+def waits_for_person(rollout: Rollout, now: float) -> bool:
+    """Whether a promote lets the stage go on, and does not end all stages."""
+    stage = stage_of(rollout)
+    if stage is None or rollout.stage is None or rollout.passed >= rollout.stage or rollout.promoted:
+        return False
+    return stage.gate or (rollout.policy.on_inconclusive is Inconclusive.HOLD and _late(rollout, stage, now))
+
+
+def _begin(rollout: Rollout, number: int) -> ev.StageStarted:
+    return ev.StageStarted(rollout.service, rollout.id, number, rollout.policy.stages[number].percent)
+
+
+def _outcome(rollout: Rollout, stage: Stage, world: World, now: float) -> bool | str:
+    """Whether the stage is over; or, in words, why the rollout is."""
+    finding = finding_of(rollout, world)
+    if finding is not None and finding.verdict is Verdict.FAIL:
+        return False
+    if rollout.passed >= (rollout.stage or 0):
+        return True
+    if now - rollout.stage_at < stage.min_time:
+        return False
+    if rollout.promoted:
+        return True
+    if stage.gate:
+        return False
+    if not stage.judged or (finding is not None and finding.verdict is Verdict.PASS):
+        return True
+    if not _late(rollout, stage, now) or rollout.policy.on_inconclusive is Inconclusive.HOLD:
+        return False
+    if rollout.policy.on_inconclusive is Inconclusive.PROMOTE:
+        return True
+    return f"no verdict at {stage.percent:g} % within {stage.max_time:g} s: {_why(finding, world)}"
+
+
+def finding_of(rollout: Rollout, world: World) -> Finding | None:
+    """What the judge says of this stage; None while it says nothing of it yet."""
+    finding = world.finding
+    if finding is None or (finding.rollout, finding.stage) != (rollout.id, rollout.stage):
+        return None
+    return finding
+
+
+def _late(rollout: Rollout, stage: Stage, now: float) -> bool:
+    return stage.judged and stage.max_time is not None and now - rollout.stage_at >= stage.max_time
+
+
+def _why(finding: Finding | None, world: World) -> str:
+    if not world.judged:
+        return "nothing is judged, because caddy.access_log is not set (or the route is not our own)"
+    return finding.why if finding is not None else "no answers were read"
+
+
+def wait(rollout: Rollout, world: World, now: float) -> Wait | None:
+    """What the stage waits for."""
+    stage = stage_of(rollout)
+    if stage is None:
+        return None
+    since, percent = rollout.stage_at, f"{stage.percent:g} %"
+    finding = finding_of(rollout, world)
+    said = f" ({finding.verdict}: {finding.why})" if finding is not None and stage.judged else ""
+    if waits_for_person(rollout, now):
+        return Wait(None, f"somebody at {percent}: {_PERSON}{said}", since)
+    if now - since < stage.min_time or not stage.judged:
+        what = f"{stage.min_time:g} s at {percent} to pass{said}"
+        return Wait(None, what, since, since + stage.min_time, since + stage.min_time)
+    until = None if stage.max_time is None else since + stage.max_time
+    return Wait(None, f"a verdict at {percent}: {_why(finding, world)}. {_PERSON}", since, until)
