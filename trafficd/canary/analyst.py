@@ -18,6 +18,7 @@ from proxy.accessline import Answer
 from proxy.accesslog import Follower, Position
 from proxy.errors import ProxyError
 from trafficd.canary.compare import Arms, Comparison, Settings
+from trafficd.canary.recent import logged
 from trafficd.core.judge import Verdict
 from trafficd.core.model import Service, Upstream
 from trafficd.operate import Operator
@@ -118,11 +119,12 @@ class Analyst:
         percent = state.canary_percent
         if not versions or not percent:
             return None
+        strata = frozenset(operator.section.canary.strata)
         watch = self._watches.get(name)
         if watch is None or watch.versions != versions:
             settings = operator.section.canary
             comparison = Comparison(
-                Arms(frozenset(versions), _stable(state)),
+                Arms(frozenset(versions), _stable(state), strata),
                 now,
                 Settings(settings.alpha, settings.limit, sticky=operator.section.affinity != "none"),
                 list(self._recent[name]),
@@ -132,7 +134,7 @@ class Analyst:
         elif watch.percent != percent:
             watch.percent = percent
             watch.comparison.begin_step()
-        watch.comparison.arms = Arms(frozenset(versions), _stable(state))
+        watch.comparison.arms = Arms(frozenset(versions), _stable(state), strata)
         return watch
 
     async def _judge(self, watch: _Watch, operator: Operator, now: float) -> None:
@@ -172,8 +174,7 @@ class Analyst:
 
 
 def _judged(operator: Operator) -> bool:
-    """Whether the answers of the service are in the log."""
-    return operator.section.route == "own" and operator.section.control == "slots"
+    return logged(operator.section)
 
 
 def _canaries(state: Service) -> Iterator[Upstream]:

@@ -187,6 +187,7 @@ class MaintenanceSection(Section):
 
 
 Part = Annotated[float, Field(gt=0, lt=1)]
+Stratum = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,40}$")]  # longer ones are cut in the log
 
 
 class CanarySection(Section):
@@ -195,6 +196,7 @@ class CanarySection(Section):
     alpha: Part = 0.01
     limit: Part | None = None
     on_fail: Literal["abort", "report"] = "abort"
+    strata: list[Stratum] = Field(default_factory=list)  # judged beside the users, which have no name
 
 
 class ServiceSection(Section):
