@@ -152,7 +152,7 @@ def test_load_counts_where_it_is_judged(tmp_path: Path) -> None:
         ({"route": "adopt"}, lines(every(1, 60)), "are not judged"),
         ({"control": "admin"}, lines(every(1, 60)), "are not judged"),
         ({}, b"", "not known: no request stands"),
-        ({}, lines(every(1, 60), service="shop"), "no request of it in the last 60 s"),
+        ({}, lines(every(1, 60), service="shop"), "the log has no request of it in the last 60 s"),
         ({}, lines(every(1, 60), status=500), "every request fails already"),
     ],
 )

@@ -44,9 +44,8 @@ async def test_the_plan_tells_the_rate_and_what_comes_of_it(raise_stage: Raise, 
     assert quiet["traffic"] is None
     assert "not known" in quiet["why"]
     stop = asyncio.Event()
-    sending = asyncio.create_task(
-        runner.run(Plan((RequestSpec(f"{stage.url}/"),), 4, None, 60.0, rate=40.0), stop=stop)
-    )
+    user = RequestSpec(f"{stage.url}/", headers=(("X-Trafficd-Stratum", ""),))  # an empty one is none
+    sending = asyncio.create_task(runner.run(Plan((user,), 4, None, 60.0, rate=40.0), stop=stop))
     await asyncio.sleep(8)  # over 200 requests, which tell a rate
     found, of_file, (status, text) = await asyncio.gather(
         forecast(stage, *daemon, "--within", "2m"), forecast(stage, *file), plan(stage, *daemon)

@@ -45,7 +45,7 @@ def forecast(
     if isinstance(found, str):
         return Forecast(service, within, f"how much traffic it has is not known: {found}")
     if not found.requests:
-        none = f"no request of it in the last {found.seconds:.0f} s: no verdict comes of that"
+        none = f"the log has no request of it in the last {found.seconds:.0f} s: no verdict comes of that"
         return Forecast(service, within, none, found)
     if found.stable and found.stable_bad == found.stable:
         return Forecast(service, within, "every request fails already: no canary can be worse", found)

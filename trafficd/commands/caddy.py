@@ -20,7 +20,7 @@ from trafficd.client import Client, Json, RefusedError
 from trafficd.commands.common import NOT_ACHIEVED, Options, actor, connected, name_in_path
 from trafficd.errors import ConfigError, InvalidError
 
-NOT_FOUND = 404
+_NOT_FOUND = 404
 _BY_FILE = "Of this configuration file, without a daemon."
 
 
@@ -46,7 +46,7 @@ def _of_daemon(client: Client, within: str) -> Json:
         try:
             one["forecast"] = client.call("GET", f"/v1/services/{one['service']}/forecast?{query}")
         except RefusedError as error:
-            if error.status != NOT_FOUND:  # a service that the daemon takes up with its next reload
+            if error.status != _NOT_FOUND:  # a service that the daemon takes up with its next reload
                 raise
             one["forecast"] = None
     return view
