@@ -211,14 +211,7 @@ class Follower:
         return next(iter(newer), self.path), [path for path in rolled if path.name in self._older]
 
     def _rolled(self) -> list[Path]:
-        """The files that Caddy's roller has renamed, the oldest first: NAME-TIME-REASON.EXT."""
-        begin, end = f"{self.path.stem}-", self.path.suffix
-        try:
-            with os.scandir(self.path.parent) as entries:
-                names = sorted(entry.name for entry in entries)
-        except FileNotFoundError:
-            return []
-        return [self.path.with_name(name) for name in names if name.startswith(begin) and name.endswith(end)]
+        return rolled(self.path)
 
     def _open_first(self) -> bool:
         """Open what was written first since we began: it may have been rolled already."""
@@ -279,6 +272,40 @@ class Follower:
         assert self._fd is not None
         self._offset = max(os.fstat(self._fd).st_size - before, 0)
         self._resync = self._offset > 0 and os.pread(self._fd, 1, self._offset - 1) != b"\n"
+
+
+def rolled(path: Path) -> list[Path]:
+    """The files that Caddy's roller has renamed, the oldest first: NAME-TIME-REASON.EXT."""
+    begin, end = f"{path.stem}-", path.suffix
+    try:
+        with os.scandir(path.parent) as entries:
+            names = sorted(entry.name for entry in entries)
+    except FileNotFoundError:
+        return []
+    return [path.with_name(name) for name in names if name.startswith(begin) and name.endswith(end)]
+
+
+def before_end(path: Path, size: int) -> Position | None:
+    """Where to begin to read about the last `size` bytes, in a rolled file where the newest has fewer; None: there is
+    no file. The line that stands there may be half of one.
+
+    Raises `AccessLogError` when the directory cannot be looked into.
+    """
+    try:
+        place = None
+        for file in (path, *reversed(rolled(path))):
+            found = file.stat()
+            place = Position(found.st_ino, max(0, found.st_size - size))
+            size -= found.st_size
+            if size <= 0:
+                break
+    except FileNotFoundError:
+        return place  # the newest is not there, or the rolled one was removed just now
+    except OSError as error:
+        raise AccessLogError(
+            f"the access log {path} cannot be looked at: {error.strerror}; its directory must let this process in"
+        ) from error
+    return place
 
 
 def _inode(path: Path) -> int | None:

@@ -172,7 +172,7 @@ class Composer:
 
     def _logged(self, section: ServiceSection) -> bool:
         """Whether the answers of a service stand in the access log, with who gave them."""
-        return self.config.caddy.access_log is not None and section.route == "own" and section.control == "slots"
+        return self.config.caddy.access_log is not None and section.logged
 
     def _foreign(self, service: str, dial: str) -> str | None:
         """Whose of another service an address is, in words."""

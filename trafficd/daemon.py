@@ -218,7 +218,16 @@ class Daemon:
         return Guard(read_token(section.token_file), section.allowed_hosts, section.allowed_origins)
 
     async def _serve(self, guard: Guard | None) -> web.AppRunner:
-        app = build(self._composer.operators, self._journal, guard, self, self._sites, self._verifier)
+        log_file = self.config.caddy.access_log
+        app = build(
+            self._composer.operators,
+            self._journal,
+            guard,
+            self,
+            self._sites,
+            self._verifier,
+            None if log_file is None else Path(log_file),
+        )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE, handler_cancellation=False)
         await runner.setup()
         for place, listener in self.sockets.items():

@@ -321,9 +321,48 @@ def plan(view: Json) -> str:
         lines += [f"  - {note}" for note in one["notes"]]
         lines += [f"  {line}" for line in (one["refused"] or "").splitlines()]
         lines.append(f"  {one['cost']}")
+        lines += [f"  {line}" for line in _forecast(one.get("forecast"))]
     lines.append("")
     if view["difference"]:
         lines.append(f"The write, to {view['admin']}:")
         lines += [f"  {line}" for line in view["difference"]]
     lines.append(view["cost"])
     return "\n".join(lines)
+
+
+def _forecast(view: Json | None) -> list[str]:
+    """How soon a canary would be judged."""
+    if view is None:
+        return []
+    traffic, lines = view["traffic"], []
+    if traffic is not None:
+        lines.append(
+            f"{traffic['rate']:.3g} requests/s in the last {_time(traffic['seconds'])}, {traffic['stable_bad']} of "
+            f"{traffic['stable_requests']} bad, from {traffic['clients']} clients"
+        )
+    if view["why"] is not None:
+        return [*lines, f"canary: {view['why']}"]
+    worse = f"{100 * view['worse_bad']:.3g} % BAD FAILS"
+    rows = [
+        (f"{one['percent']:g} %", *(_about(one[key]) for key in ("fail_worse", "fail_broken", "pass_good")))
+        for one in view["shares"]
+    ]
+    lines += listing(("CANARY", worse, "ALL BAD FAILS", "GOOD PASSES"), rows).splitlines()
+    wanted = _time(view["within"])
+    if view["suggested"] is None:
+        lines.append(f"too little traffic for a verdict within {wanted}, with half of it too")
+    else:
+        lines.append(f"for a verdict within {wanted}: trafficd canary {view['service']} {view['suggested']:g}")
+    return lines + [f"- {note}" for note in view["notes"]]
+
+
+def _about(seconds: float | None) -> str:
+    return "not within a year" if seconds is None else f"about {_time(seconds)}"
+
+
+def _time(seconds: float) -> str:
+    """Two digits of it: nobody knows more of the future."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
+    return f"{max(seconds, 1.0):.2g} s"

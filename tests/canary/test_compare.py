@@ -15,7 +15,7 @@ from tests.proxy import logfile
 from trafficd.canary.compare import Arms, Comparison, Settings, compare
 from trafficd.canary.replay import against_itself
 from trafficd.cli import main
-from trafficd.core.judge import Verdict
+from trafficd.core.judge import Judge, Verdict
 
 OLD, NEW, ELSEWHERE = "10.0.0.1:80", "10.0.0.2:80", "10.0.0.9:80"
 ARMS = Arms(frozenset({NEW}), frozenset({OLD}))
@@ -147,6 +147,82 @@ def test_the_worst_route_is_where_the_canary_fails_more_than_the_stable_version(
     assert Comparison(ARMS, BEGAN).worst is None
 
 
+# -- strata ------------------------------------------------------------------------------------------------
+
+LOAD = Arms(frozenset({NEW}), frozenset({OLD}), frozenset({"verify"}))
+
+
+def load(seconds: float, **settings: float) -> Iterator[Answer]:
+    """The same traffic, of a load generator: all of it from one address."""
+    return (one._replace(stratum="verify", client="127.0.0.1") for one in traffic(seconds, **settings))  # type: ignore[arg-type]
+
+
+def test_a_named_stratum_is_judged_too_and_another_one_is_not() -> None:
+    named, other = Comparison(LOAD, BEGAN), Comparison(ARMS, BEGAN)
+    for one in load(30, bad=0.05):
+        named.take(one)
+        other.take(one)
+    assert named.analysis.verdict is Verdict.FAIL
+    assert other.analysis.verdict is Verdict.HOLD
+    assert other.analysis.metrics[0].canary.total == 0
+    good = Comparison(LOAD, BEGAN)
+    for one in load(30):
+        good.take(one)
+    assert good.analysis.verdict is Verdict.PASS
+
+
+def test_strata_are_not_pooled() -> None:
+    """Load with 20 % errors goes to the canary half of the time, users with none hardly ever: in one tick of both the
+    canary looks bad, and each by itself says that it is as good."""
+    for seed in range(2):
+        comparison = Comparison(LOAD, BEGAN)
+        users, synthetic = traffic(30, share=0.02, seed=seed), load(30, share=0.5, bad=0.2, base=0.2, seed=seed + 50)
+        for pair in zip(users, synthetic, strict=True):
+            for one in pair:
+                comparison.take(one)
+        assert comparison.analysis.verdict is not Verdict.FAIL, comparison.analysis
+        errors = comparison.analysis.metrics[0]
+        pooled = Judge()
+        pooled.tick(*errors.canary, *errors.stable)
+        assert pooled.failed
+
+
+def test_evidence_of_both_strata_counts() -> None:
+    def evidence(*kinds: Iterator[Answer]) -> float:
+        comparison = Comparison(LOAD, BEGAN)
+        for group in zip(*kinds, strict=True):
+            for one in group:
+                comparison.take(one)
+        comparison.pass_time(BEGAN + 70)
+        return comparison.analysis.errors
+
+    def users() -> Iterator[Answer]:
+        return traffic(4, bad=0.05, base=0.01, seed=4)
+
+    def synthetic() -> Iterator[Answer]:
+        return load(4, bad=0.05, base=0.01, seed=6)
+
+    alone = evidence(users()), evidence(synthetic())
+    assert min(alone) > 1
+    assert evidence(users(), synthetic()) > max(alone)
+
+
+def test_a_stratum_that_is_not_judged_does_not_seem_to_hang() -> None:
+    """What is open is counted over all strata, so their ends are counted as well."""
+    comparison = Comparison(ARMS, BEGAN, before=before())
+    for second in range(20):
+        for number in range(150):
+            comparison.take(answer(second + number / 150))
+        for number in range(50):  # testers, each of them answered within half a second
+            end = second + number / 50
+            comparison.take(answer(end, NEW, stratum="testers", duration=0.5, latency=0.5))
+        comparison.sample(BEGAN + second + 1, 25, 2)
+    hanging = next(one for one in comparison.analysis.metrics if one.name == "in_flight")
+    assert hanging.canary.total > 500
+    assert hanging.canary.bad == 0
+    assert comparison.analysis.verdict is Verdict.HOLD
+
+
 def test_a_step_wants_a_proof_of_its_own() -> None:
     comparison = judged(traffic(60))
     before_it = comparison.analysis.verdict
@@ -177,6 +253,7 @@ def write(path: Path, answers: Iterator[Answer]) -> Path:
             answered=one.upstream,
             upstream=one.upstream,
             request={"remote_port": "1", "client_ip": one.client, "method": one.method, "uri": one.path},
+            stratum=one.stratum,
         )
         for one in answers
     ]
@@ -199,6 +276,17 @@ def test_a_past_canary_is_judged_again(tmp_path: Path) -> None:
     assert (view["verdict"], view["metrics"][0]["name"]) == ("FAIL", "errors")
     good = judge(str(write(tmp_path / "good.log", traffic(60))), "--canary", NEW)
     assert (good.exit_code, good.stdout[:4]) == (0, "PASS")
+
+
+def test_a_stratum_of_a_past_log_is_judged_where_it_is_named(tmp_path: Path) -> None:
+    log = str(write(tmp_path / "access.log", load(60, bad=0.1)))
+    nobody = judge(log, "--canary", NEW)
+    assert nobody.exit_code == 2
+    assert "no users: name their stratum with --stratum" in nobody.stderr
+    assert judge(log, "--aa").exit_code == 2
+    failed = judge(log, "--canary", NEW, "--stratum", "verify")
+    assert (failed.exit_code, failed.stdout[:4]) == (1, "FAIL"), failed.output
+    assert judge(log, "--aa", "--runs", "2", "--stratum", "verify").exit_code == 0
 
 
 def test_the_stable_arm_against_itself(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 
 from trafficd.core.judge import Judge, Verdict
-from trafficd.core.ticks import NONE_BAD, Arm, Request, Tick, Ticks
+from trafficd.core.ticks import LONGEST, NONE_BAD, Arm, Request, Tick, Ticks
 
 ERROR = frozenset({"errors"})
 FINE: frozenset[str] = frozenset()
@@ -38,6 +38,36 @@ def seconds_until(
         bad = binomial(random, *canary), binomial(random, *stable)
         if judge.tick(canary[0], bad[0], stable[0], bad[1]) is verdict:
             return second
+    return at_most
+
+
+def arrivals(random: Random, mean: float) -> int:
+    """How many come in a second, where each comes by itself: Poisson, and for many its normal approximation."""
+    if mean > 50:
+        return max(0, round(random.gauss(mean, math.sqrt(mean))))
+    count, at = 0, random.expovariate(1.0)
+    while at < mean:
+        count += 1
+        at += random.expovariate(1.0)
+    return count
+
+
+def seconds_in_ticks(
+    verdict: Verdict, random: Random, rates: tuple[float, float], bad: tuple[float, float], alpha: float, at_most: int
+) -> int:
+    """Seconds until a judge says so, or `at_most`, however thin the traffic is: ticks close as `core.ticks` says, at
+    the end of a second. The canary goes first: requests a second, and parts of bad ones."""
+    judge, open_tick, began = Judge(alpha), [0, 0, 0, 0], 0
+    for second in range(1, at_most):
+        for arm, (rate, part) in enumerate(zip(rates, bad, strict=True)):
+            count = arrivals(random, rate)
+            open_tick[2 * arm] += count
+            open_tick[2 * arm + 1] += binomial(random, count, part)
+        if not (open_tick[0] and open_tick[2]) and second - began < LONGEST:
+            continue
+        if judge.tick(*open_tick) is verdict:
+            return second
+        open_tick, began = [0, 0, 0, 0], second
     return at_most
 
 

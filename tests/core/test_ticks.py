@@ -63,6 +63,12 @@ def test_a_sticky_client_has_one_bad_request_for_good() -> None:
     assert ticks.close(2.0) == Tick(1.0, 2.0, 1, 1, {"errors": Bad(canary_repeats=1)})
 
 
+def test_without_the_rule_of_clients_every_bad_request_counts() -> None:
+    ticks = Ticks(0.0, by_client=False)
+    feed(ticks, *[(0.3, Arm.CANARY, "x", True)] * 4, (0.4, Arm.STABLE, "x", True))
+    assert ticks.close(1.0) == Tick(0.0, 1.0, 4, 1, {"errors": Bad(canary=4, stable=1)})
+
+
 def test_every_metric_has_a_rule_of_its_own() -> None:
     ticks = Ticks(0.0)
     ticks.add(Request(0.1, Arm.CANARY, "x", frozenset({"errors", "slow"})))

@@ -115,6 +115,7 @@ class Home:
         self.ties = FakeTies()
         self.socket = directory / "sock"
         self.sites: Sites | None = None
+        self.access_log: Path | None = None
         self.load = FakeLoad()
         self.engines: dict[str, Engine] = {}
         self.operators: dict[str, Operator] = {}
@@ -137,7 +138,14 @@ class Home:
             await self._open(name, service)
         self.verifier = Verifier(self.operators, self.journal, self.load)
         await self.verifier.recover()
-        app = build(self.operators, self.journal, self.guard, sites=self.sites, verifier=self.verifier)
+        app = build(
+            self.operators,
+            self.journal,
+            self.guard,
+            sites=self.sites,
+            verifier=self.verifier,
+            access_log=self.access_log,
+        )
         self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2, handler_cancellation=False)
         await self.runner.setup()
         await web.UnixSite(self.runner, str(self.socket)).start()

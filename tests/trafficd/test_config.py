@@ -206,6 +206,8 @@ def test_an_empty_file_is_the_defaults(loaded: Load) -> None:
             "is not a host name",
         ),
         ("[services.web.transport]\ntls = true\nh2c = true", "services.web.transport.h2c", "without TLS"),
+        ('[services.web.canary]\nstrata = ["a b"]', "services.web.canary.strata.0", "should match pattern"),
+        ('[services.web.canary]\nstrata = [""]', "services.web.canary.strata.0", "should match pattern"),
     ],
     ids=lambda value: value if isinstance(value, str) and "\n" not in value else "",
 )

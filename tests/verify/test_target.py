@@ -81,11 +81,20 @@ def test_the_requests_of_both_kinds_go_into_one_plan() -> None:
         attribute="X-Version",
     )
     first, second = found.plan.requests
-    assert (first.method, first.body, first.headers, first.weight) == ("POST", "ü".encode(), (("X-A", "1"),), 3)
+    assert (first.method, first.body, first.weight) == ("POST", "ü".encode(), 3)
+    assert first.headers == (("X-A", "1"), ("X-Trafficd-Stratum", "verify"))
     assert (first.target, second.target) == ("/a?b=1", "/old.js")
     assert [(one.request, one.compatible) for one in found.wanted] == [("POST /a?b=1", False), ("GET /old.js", True)]
     assert found.sockets == (Held("/ws", 4, 0.1),)
     assert found.plan.attribute == "X-Version"
+
+
+def test_every_request_says_that_it_is_no_users_unless_it_is_to_say_otherwise() -> None:
+    own = {"x-trafficd-stratum": ""}
+    found = aim(requests=[{"path": "/"}, {"path": "/as-a-user", "headers": own}], compatible=[{"path": "/old"}])
+    marked, user, old = found.plan.requests
+    assert marked.headers == old.headers == (("X-Trafficd-Stratum", "verify"),)
+    assert user.headers == (("x-trafficd-stratum", ""),)
 
 
 def test_certificates_are_looked_at_as_clients_do() -> None:

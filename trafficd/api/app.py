@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import orjson
@@ -16,6 +17,7 @@ from proxy.sites import Sites
 from trafficd.api import guard as guarding
 from trafficd.api import idempotency, schema, views
 from trafficd.api.endpoints import BODY_LIMIT, NEWEST, Endpoint, actor, answer, limit, openapi, part, read
+from trafficd.api.forecast import ForecastApi
 from trafficd.api.problems import problems
 from trafficd.api.sites import SiteApi
 from trafficd.api.stream import OPEN, cut_streams, stream
@@ -55,6 +57,7 @@ class Api:
     upkeep: Upkeep | None = None
     sites: Sites | None = None
     verifier: Verifier | None = None
+    access_log: Path | None = None
     started_at: float = field(default_factory=time.time)
 
     # -- services --------------------------------------------------------------------------------------
@@ -416,6 +419,7 @@ class Api:
             *VersionApi(self._operator, self._view).endpoints(),
             *SiteApi(self.operators, self.sites).endpoints(),
             *self._verifications.endpoints(),
+            *ForecastApi(self.operators, self.access_log).endpoints(),
         ]  # fmt: skip
 
 
@@ -434,9 +438,10 @@ def build(
     upkeep: Upkeep | None = None,
     sites: Sites | None = None,
     verifier: Verifier | None = None,
+    access_log: Path | None = None,
 ) -> web.Application:
     """The application, ready for a runner."""
-    api = Api(operators, journal, upkeep, sites, verifier)
+    api = Api(operators, journal, upkeep, sites, verifier, access_log)
     app = web.Application(
         middlewares=[problems, guarding.middleware(guard), idempotency.middleware(journal), problems],
         client_max_size=BODY_LIMIT,

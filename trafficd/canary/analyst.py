@@ -116,10 +116,10 @@ class Analyst:
 
     def _watch(self, name: str, found: Judged, now: float) -> _Watch:
         """The watch of what is to be judged now of a service."""
-        arms = Arms(frozenset(found.canary), found.stable)
+        section = self.operators[name].section
+        arms = Arms(frozenset(found.canary), found.stable, frozenset(section.canary.strata))
         watch = self._watches.get(name)
         if watch is None or not _same(watch.judged, found):
-            section = self.operators[name].section
             settings = Settings(section.canary.alpha, section.canary.limit, sticky=section.affinity != "none")
             watch = self._watches[name] = _Watch(found, Comparison(arms, now, settings, list(self._recent[name])))
             log.info("%s: the canary %s is judged from now on", name, ", ".join(sorted(found.canary)))

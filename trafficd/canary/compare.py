@@ -2,7 +2,9 @@
 
 An answer belongs to the arm of the upstream that gave it. It is bad when it is a 5xx (Caddy's own 502 and 504 for that
 upstream are), or when the upstream cut it short. A client that left is the client's affair. What testers and our own
-load generators sent is another stratum, and left out.
+load generators sent is another stratum, and left out; where it is named, it is judged in ticks of its own. Each tick's
+factor holds given that tick's counts, so the evidence of all strata may be multiplied, which counts pooled over them
+could not be: one stratum has more errors than another, and another share.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from trafficd.core.judge import Verdict
 from trafficd.core.latency import Thresholds, freeze
 from trafficd.core.ticks import LONGEST, Arm, Request, Tick, Ticks
 
+USERS = ""  # the stratum of whoever does not name one
 _MOST_ROUTES = 1_000
 _MOST_CLIENTS = 100_000
 _SWITCHING_PROTOCOLS = 101
@@ -25,13 +28,20 @@ _SWITCHING_PROTOCOLS = 101
 
 @dataclass(frozen=True)
 class Arms:
-    """The addresses of both arms. An answer from elsewhere belongs to neither."""
+    """The addresses of both arms. An answer from elsewhere belongs to neither. `strata` are those that are judged
+    beside the users'."""
 
     canary: frozenset[str]
     stable: frozenset[str]
+    strata: frozenset[str] = frozenset()
 
     def of(self, answer: Answer) -> Arm | None:
-        if answer.stratum or answer.upstream is None:
+        """The arm that an answer is judged in."""
+        return self.whose(answer) if answer.stratum == USERS or answer.stratum in self.strata else None
+
+    def whose(self, answer: Answer) -> Arm | None:
+        """The arm that gave it, to whomever."""
+        if answer.upstream is None:
             return None
         if answer.upstream in self.canary:
             return Arm.CANARY
@@ -71,7 +81,7 @@ class Comparison:
     analysis: Analysis = field(init=False)
     clients: set[str] = field(default_factory=set, init=False)  # that the canary answered, up to a number
     _thresholds: Thresholds | None = field(init=False)
-    _ticks: Ticks = field(init=False)
+    _ticks: dict[str, Ticks] = field(init=False)  # by stratum
     _panel: Panel = field(init=False)
     _routes: dict[str, Counter[str]] = field(default_factory=dict, init=False)
 
@@ -80,7 +90,7 @@ class Comparison:
         times = [answer.latency for answer in stable if answer.latency is not None]
         self._thresholds = freeze(times)
         metrics = () if self._thresholds is None else self._thresholds.metrics
-        self._ticks = Ticks(self.since, self.settings.sticky)
+        self._ticks = {USERS: Ticks(self.since, self.settings.sticky)}
         self._panel = Panel(self.since, alpha=self.settings.alpha, limit=self.settings.limit, latency=metrics)
         self.analysis = self._panel.analyse()
 
@@ -91,19 +101,29 @@ class Comparison:
 
     def take(self, answer: Answer) -> Verdict:
         """Count one answer; where that leaves us."""
-        arm = self.arms.of(answer)
+        whose, arm = self.arms.whose(answer), self.arms.of(answer)
+        if whose is not None and answer.status != _SWITCHING_PROTOCOLS:
+            # Whatever its stratum is: the counts of what is open know of none, so none may seem to stay open for good.
+            self._panel.in_flight.ended(whose, answer.at - (answer.duration or answer.latency or 0.0), answer.at)
         if arm is None:
             return self.analysis.verdict
         bad = self._bad(answer)
         self._count(arm, answer, bad)
-        if answer.status != _SWITCHING_PROTOCOLS:
-            self._panel.in_flight.ended(arm, answer.at - (answer.duration or answer.latency or 0.0), answer.at)
-        self._judge(self._ticks.add(Request(answer.at, arm, answer.client, bad)))
+        self._judge(self._stratum(answer).add(Request(answer.at, arm, answer.client, bad)))
         return self.analysis.verdict
+
+    def _stratum(self, answer: Answer) -> Ticks:
+        """The ticks that an answer belongs to. A stratum that has a name is a load generator's: all of it comes from
+        one address, so the rule of one bad request a client would leave next to nothing of it; and there is no need,
+        as nobody there tries again because something failed."""
+        if answer.stratum not in self._ticks:
+            self._ticks[answer.stratum] = Ticks(max(self.since, answer.at), by_client=False)
+        return self._ticks[answer.stratum]
 
     def pass_time(self, now: float) -> Verdict:
         """Close the tick that is over by now, answers or none."""
-        self._judge(self._ticks.close(now))
+        for ticks in self._ticks.values():
+            self._judge(ticks.close(now))
         return self.analysis.verdict
 
     def sample(self, now: float, canary_open: int | None, stable_open: int | None) -> Verdict:
@@ -124,7 +144,7 @@ class Comparison:
         return worst if worst is not None and _excess(worst) > 0 else None
 
     def _bad(self, answer: Answer) -> frozenset[str]:
-        if answer.truncated or answer.status >= 500:
+        if is_error(answer):
             return frozenset({ERRORS})
         time = answer.latency  # neither the wait for a slot nor a slow client is the version's doing
         return frozenset() if time is None or self._thresholds is None else self._thresholds.slow(time)
@@ -147,6 +167,11 @@ class Comparison:
         self.analysis = analysis
         if analysis.verdict is Verdict.FAIL and self.failed_at is None:
             self.failed_at = at
+
+
+def is_error(answer: Answer) -> bool:
+    """Whether an answer is bad whatever the others are."""
+    return answer.truncated or answer.status >= 500
 
 
 def _route(name: str, counts: Counter[str]) -> Route:

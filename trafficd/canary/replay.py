@@ -10,7 +10,10 @@ from typing import NamedTuple
 from proxy.accessline import Answer, BadLineError, Decoder
 from trafficd.canary.compare import Arms, Comparison, Settings
 from trafficd.core.judge import Verdict
+from trafficd.core.ticks import Arm
 from trafficd.errors import ConfigError
+
+NOTHING = "only load and testers were answered there, no users: name their stratum with --stratum"
 
 
 class Past(NamedTuple):
@@ -49,7 +52,7 @@ def load(path: Path, service: str | None = None) -> Past:
     return Past(sorted(answers, key=lambda answer: answer.at), bad)
 
 
-def arms_of(answers: Sequence[Answer], canary: frozenset[str]) -> Arms:
+def arms_of(answers: Sequence[Answer], canary: frozenset[str], strata: frozenset[str] = frozenset()) -> Arms:
     """These addresses, and all others of their services. Raises `ConfigError` where they answered nothing."""
     services = {answer.service for answer in answers if answer.upstream in canary}
     known = {answer.upstream for answer in answers if answer.upstream is not None}
@@ -58,21 +61,40 @@ def arms_of(answers: Sequence[Answer], canary: frozenset[str]) -> Arms:
             f"--canary {', '.join(sorted(strange))}: answered nothing in this log; who did: {', '.join(sorted(known))}"
         )
     mine = {answer.upstream for answer in answers if answer.service in services and answer.upstream is not None}
-    return Arms(canary, frozenset(mine - canary))
+    return Arms(canary, frozenset(mine - canary), strata)
 
 
 def against_itself(
-    answers: Sequence[Answer], stable: frozenset[str], settings: Settings, *, share: float, runs: int, seed: int
+    answers: Sequence[Answer],
+    stable: frozenset[str],
+    settings: Settings,
+    *,
+    share: float,
+    runs: int,
+    seed: int,
+    strata: frozenset[str] = frozenset(),
 ) -> Alarms:
-    """Take so much of the stable arm for a canary, at random, by request (sticky: by client), again and again."""
-    mine = [answer for answer in answers if answer.upstream in stable and not answer.stratum]
+    """Take so much of the stable arm for a canary, at random, by request (sticky: by client), again and again.
+
+    Raises `ConfigError` where it answered nothing that is judged.
+    """
+    mine = [answer for answer in answers if Arms(frozenset(), stable, strata).of(answer) is Arm.STABLE]
+    if not mine:
+        raise ConfigError(NOTHING)
     warm = len(mine) // 10  # what is slow is learned from the first tenth, as it would be before a canary
-    failed = sum(_split(mine, warm, settings, share, random.Random(f"{seed} {run}")) for run in range(runs))
+    failed = sum(_split(mine, warm, settings, share, strata, random.Random(f"{seed} {run}")) for run in range(runs))
     return Alarms(runs, failed, share)
 
 
-def _split(answers: Sequence[Answer], warm: int, settings: Settings, share: float, chance: random.Random) -> bool:
-    arms = Arms(frozenset({"canary"}), frozenset({"stable"}))
+def _split(
+    answers: Sequence[Answer],
+    warm: int,
+    settings: Settings,
+    share: float,
+    strata: frozenset[str],
+    chance: random.Random,
+) -> bool:
+    arms = Arms(frozenset({"canary"}), frozenset({"stable"}), strata)
     drawn: dict[str, str] = {}
 
     def arm(answer: Answer) -> str:

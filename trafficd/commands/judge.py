@@ -39,6 +39,7 @@ _SHARE = 0.05  # of the part that is taken for a canary, where there was none
     help="A rate of errors that the canary must not exceed, whatever the stable version has.",
 )
 @click.option("--sticky", is_flag=True, help="A cookie or the client's address chose the arm, not chance.")
+@click.option("--stratum", "strata", multiple=True, help="Judge these requests too, such as verify's load; repeatable.")
 @click.option("--aa", is_flag=True, help="Split the stable arm in two at random, and tell how often that fails.")
 @click.option("--runs", type=click.IntRange(1), default=100, show_default=True, help="So many splits, with --aa.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the splits.")
@@ -50,6 +51,7 @@ def judge(
     alpha: float,
     limit: float | None,
     sticky: bool,
+    strata: tuple[str, ...],
     aa: bool,
     runs: int,
     seed: int,
@@ -64,14 +66,15 @@ def judge(
         if not addresses and not aa:
             raise ConfigError("give --canary ADDR, the address that the new version ran at, or --aa")
         past = replay.load(log, service)
-        arms = replay.arms_of(past.answers, _canaries(addresses))
+        arms = replay.arms_of(past.answers, _canaries(addresses), frozenset(strata))
         settings = Settings(alpha, limit, sticky)
         if aa:
             found = _alarms(past, arms, settings, runs, seed)
             click.echo(to_json(found) if as_json else _alarms_text(found))
             return
         comparison = compare(past.answers, arms, settings)
-        assert comparison is not None, "each address of the canary has answered"
+        if comparison is None:
+            raise ConfigError(f"--canary {', '.join(sorted(arms.canary))}: {replay.NOTHING}")
         view = _view(comparison, past)
         click.echo(to_json(view) if as_json else "\n".join(_lines(view)))
         if comparison.analysis.verdict is Verdict.FAIL:
@@ -90,7 +93,9 @@ def _alarms(past: replay.Past, arms: Arms, settings: Settings, runs: int, seed: 
     canaries = sum(one.upstream in arms.canary for one in past.answers)
     share = canaries / len(past.answers) if canaries else _SHARE
     share = min(max(share, 0.01), 0.5)
-    alarms = replay.against_itself(past.answers, stable, settings, share=share, runs=runs, seed=seed)
+    alarms = replay.against_itself(
+        past.answers, stable, settings, share=share, runs=runs, seed=seed, strata=arms.strata
+    )
     return {"runs": alarms.runs, "failed": alarms.failed, "share": alarms.share, "alpha": settings.alpha}
 
 

@@ -20,6 +20,7 @@ BESIDE = ("canary", "blue_green", "rainbow")  # the new version beside the old o
 DEFAULT_STEPS = (1.0, 5.0, 25.0, 50.0, 100.0)
 
 Part = Annotated[float, Field(gt=0, lt=1)]
+Stratum = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,40}$")]  # longer ones are cut in the log
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
@@ -89,6 +90,7 @@ class CanarySection(Section):
     alpha: Part = 0.01
     limit: Part | None = None
     on_fail: Literal["abort", "report"] = "abort"
+    strata: list[Stratum] = Field(default_factory=list)  # judged beside the users, which have no name
 
 
 def too_fine(steps: Sequence[StepSection], slots: int) -> str | None:

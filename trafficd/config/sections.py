@@ -243,6 +243,11 @@ class ServiceSection(Section):
         return self.route != "none"
 
     @property
+    def logged(self) -> bool:
+        """Whether its answers are in the access log, with who gave them, where there is one."""
+        return self.route == "own" and self.control == "slots"
+
+    @property
     def tls_mode(self) -> Literal["auto", "off"]:
         """`tls`, or its default: "off" where there is no host name or the port is not 443."""
         if self.tls is not None:

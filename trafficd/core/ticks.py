@@ -56,11 +56,14 @@ class Ticks:
 
     A client in a retry loop is no independent witness, so a tick counts one bad request a client and metric: its first
     over both arms together. With `sticky` (cookie or client address choose the arm) the client was drawn and not the
-    request, so it is one bad request a client for as long as this object lives.
+    request, so it is one bad request a client for as long as this object lives. Without `by_client` every bad request
+    counts: for a load generator, which has one address and sends each request when it is due, whatever became of the
+    one before.
     """
 
     since: float
     sticky: bool = False
+    by_client: bool = True
     _totals: dict[Arm, int] = field(init=False)
     _bad: dict[str, Bad] = field(init=False)
     _seen: set[tuple[str, str]] = field(init=False, default_factory=set)
@@ -96,7 +99,8 @@ class Ticks:
         bad, key = self._bad.get(metric, NONE_BAD), (metric, request.client)
         on_canary = request.arm is Arm.CANARY
         if key not in self._seen:
-            self._seen.add(key)
+            if self.by_client:
+                self._seen.add(key)
             bad = bad._replace(canary=bad.canary + on_canary, stable=bad.stable + (not on_canary))
         else:
             # Counted as good, not left out: simulated A/A runs (200 requests/s, 5 % share, 300 s, retry loops of up to

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from loadtest.model import Loss, Plan, Report
-from trafficd.verify.target import Target
+from trafficd.verify.target import MARK, Target
 from trafficd.verify.verdict import Sockets
 
 OnCut = Callable[[float, str, str], None]  # when (s since the epoch), which path, and how it ended
@@ -65,6 +65,7 @@ class Generators:
                 connections=held.connections,
                 interval=held.interval,
                 message=None,
+                headers=(MARK,),
                 verify_tls=target.plan.verify_tls,
                 authorities=target.plan.authorities,
                 dial=target.dial,

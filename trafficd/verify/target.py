@@ -2,6 +2,9 @@
 
 The connections go to where the service listens, on loopback, or to `verify.address`; the URL's host is the name that
 clients use, so that Host, SNI and the certificate are looked at as a client would.
+
+Every request says of itself that it is no user's (`MARK`): a canary is judged by users, and by this load only where
+`canary.strata` names it. A request whose own headers say otherwise is sent as they say.
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from loadtest.model import Plan, PlanError, RequestSpec
+from proxy.logged import STRATUM_HEADER
 from trafficd.config import ServiceSection, VerifyRequest, VerifySection
 from trafficd.errors import InvalidError
 from trafficd.verify.verdict import Wanted
 
+MARK = (STRATUM_HEADER, "verify")
 _LONGEST = 86_400.0  # s that a rollout under load may take
 _DEFAULT = VerifyRequest(path="/")
 _ANYWHERE = ("", "0.0.0.0", "[::]", "localhost")  # listen addresses that loopback reaches
@@ -94,6 +99,8 @@ def target(name: str, section: ServiceSection, verify: VerifySection) -> Target:
 
 def _spec(url: str, one: VerifyRequest) -> RequestSpec:
     headers = tuple(one.headers.items())
+    if not any(name.lower() == STRATUM_HEADER.lower() for name in one.headers):
+        headers = (*headers, MARK)
     return RequestSpec(url + one.path, one.method, headers, one.body.encode(), one.weight)
 
 
