@@ -42,13 +42,15 @@ _INTERRUPTIBLE = frozenset({StepKind.DRAIN, StepKind.GATE, StepKind.PREPARE})
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do now: `event` to journal (None: nothing), `weights` to route by, `cancel` to stop doing."""
+    """What to do now: `event` to journal (None: nothing), `weights` to route by, `pins` with weights of their own,
+    `cancel` to stop doing."""
 
     weights: Mapping[str, int]
     panic: str | None = None
     event: ev.Event | None = None
     cancel: frozenset[StepKey] = frozenset()
     waits: tuple[Wait, ...] = field(default=())
+    pins: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def decide(service: Service, world: World, now: float, terms: queue.Terms | None = None) -> Decision:
@@ -57,7 +59,7 @@ def decide(service: Service, world: World, now: float, terms: queue.Terms | None
     event: ev.Event | None = queue.next_event(service, world, now, terms)
     rollout = service.live
     if rollout is None:
-        return Decision(routing.weights, routing.panic, event)
+        return Decision(routing.weights, routing.panic, event, pins=routing.pins)
     event = event or _next_event(service, rollout, world, now)
     return Decision(
         weights=routing.weights,
@@ -65,6 +67,7 @@ def decide(service: Service, world: World, now: float, terms: queue.Terms | None
         event=event,
         cancel=_cancelled(rollout),
         waits=() if event else _waits(service, rollout, world, now),
+        pins=routing.pins,
     )
 
 

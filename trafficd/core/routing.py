@@ -13,7 +13,7 @@ Rules, in order:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from trafficd.core.model import Health, Service, Upstream, World
 from trafficd.core.place import address
@@ -23,10 +23,12 @@ _SCALE = 1000  # canary percentages are honoured to a thousandth of a percent
 
 @dataclass(frozen=True)
 class Routing:
-    """Weights per address; empty means nobody. `panic` says why health was set aside, if it was."""
+    """Weights per address; empty means nobody. `panic` says why health was set aside, if it was. `pins`: weights of
+    the pins that do not go where everybody goes."""
 
     weights: Mapping[str, int]
     panic: str | None = None
+    pins: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def route(service: Service, world: World) -> Routing:
