@@ -230,6 +230,7 @@ async def test_who_leaves_has_no_pins_and_who_comes_back_has_them(caddy: RealCad
     config, _ = await caddy.admin.config()
     assert not way.present(config)
     assert "/slots/web/" not in str(config)
+    assert "X-Preview" not in str(config)
     assert await answered(caddy, *PREVIEW.items()) == "a"
     assert (await install(caddy.admin, [way], caddy.root)).written
     assert await answered(caddy, *PREVIEW.items()) == "b"

@@ -31,11 +31,13 @@ class Arms:
     stable: frozenset[str]
 
     def of(self, answer: Answer) -> Arm | None:
-        if answer.stratum or answer.upstream is None:
-            return None
-        if answer.upstream in self.canary:
+        """None for what no user sent, too."""
+        return None if answer.stratum else self.at(answer.upstream)
+
+    def at(self, address: str | None) -> Arm | None:
+        if address in self.canary:
             return Arm.CANARY
-        return Arm.STABLE if answer.upstream in self.stable else None
+        return Arm.STABLE if address in self.stable else None
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,15 @@ class Comparison:
 
     def take(self, answer: Answer) -> Verdict:
         """Count one answer; where that leaves us."""
+        at = self.arms.at(answer.upstream)
+        if at is not None and answer.status != _SWITCHING_PROTOCOLS:
+            # Whoever sent it: what is open is counted by address, so an end that is left out would seem to hang.
+            self._panel.in_flight.ended(at, answer.at - (answer.duration or answer.latency or 0.0), answer.at)
         arm = self.arms.of(answer)
         if arm is None:
             return self.analysis.verdict
         bad = self._bad(answer)
         self._count(arm, answer, bad)
-        if answer.status != _SWITCHING_PROTOCOLS:
-            self._panel.in_flight.ended(arm, answer.at - (answer.duration or answer.latency or 0.0), answer.at)
         self._judge(self._ticks.add(Request(answer.at, arm, answer.client, bad)))
         return self.analysis.verdict
 
