@@ -70,7 +70,11 @@ class AdminPool:
         """Turns per address in the list in force."""
         return table.shares(self._table) if self._table is not None else {}
 
-    async def shift(self, weights: Mapping[str, int]) -> bool:
+    def pinned(self) -> Mapping[str, Mapping[str, int]]:
+        """There are no pins here: each would be another change of Caddy's configuration."""
+        return {}
+
+    async def shift(self, weights: Mapping[str, int], pins: Mapping[str, Mapping[str, int]] | None = None) -> bool:
         """Route by these weights per address; by none, requests wait. False when it was so already."""
         wanted = admin_route.turns(weights, self._route)
         async with self._writing:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from proxy.candidates import Candidate, at, in_own_route, path_text, with_slots
 from proxy.errors import CaddyRefusedError
-from proxy.handler import Json, Route, let_sites_follow
+from proxy.handler import Json, Route, let_sites_follow, unpin
 from proxy.translate import translate
 
 _EVEN = ("round_robin", "weighted_round_robin")
@@ -50,7 +50,7 @@ def take_over(config: Json, route: Route, candidate: Candidate) -> list[str]:
 
 def leave(config: Json | None, route: Route, dials: Mapping[str, int]) -> Json:
     """The configuration with plain upstreams, of these weights by address, in place of the route's slots: in the
-    handler that was adopted, and in a route of our own, which stays.
+    handler that was adopted, and in a route of our own, which stays, but without pins: nobody would move them.
 
     Weights are written only where they differ, and only in place of an even policy: who is bound to an upstream
     by a cookie or an address stays so. Unchanged where no handler has the slots. Raises `CaddyRefusedError`
@@ -63,7 +63,8 @@ def leave(config: Json | None, route: Route, dials: Mapping[str, int]) -> Json:
             "send requests to; make one ready first"
         )
     edited: Json = copy.deepcopy(config) if config else {}
-    for candidate in (*with_slots(config, route), *in_own_route(config, route)):
+    unpin(edited, route)
+    for candidate in (*with_slots(edited, route), *in_own_route(edited, route)):
         _leave_handler(at(edited, candidate.path), route, weights)
     let_sites_follow(edited, route)
     return edited

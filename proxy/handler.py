@@ -2,7 +2,8 @@
 
 A route is written once and never again: its upstreams are placeholders that Caddy resolves at every request
 from the slot directory. Two handlers stand in it, one for requests and one for what is upgraded to a stream,
-over two spellings of the same addresses, because Caddy counts what is open by the spelling.
+over two spellings of the same addresses, because Caddy counts what is open by the spelling. Before them stand, for
+each pin (`proxy.pins`), the same handlers over its own slots.
 
 What is in the handlers, and why:
 - `try_duration` and `try_interval`, no `retries`: a request that meets a dead address waits for the slot to be
@@ -16,12 +17,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from proxy import logged
 from proxy.errors import AddressError, CaddyRefusedError
 from proxy.model import slot_name, stream_slot_name
+from proxy.pins import DIRECTORY as PINS
+from proxy.pins import SLOTS as PIN_SLOTS
+from proxy.pins import Pin
 
 Json = dict[str, Any]
 
@@ -29,6 +33,8 @@ SERVER = "trafficd"
 PROBE_ID = "trafficd_probe"  # no service's id: those begin with "trafficd-"
 SITE_ID = "trafficd-site:"  # then the service's name, a colon, the public name; no service's name has a colon
 _NOTHING: list[Json] = [{"not": [{}]}]  # no request matches the negation of a matcher that all match
+_EVEN: Json = {"policy": "round_robin"}
+_GROUP = "trafficd.pins"  # Caddy keeps groups by name for the whole request, whoever named them
 _UPGRADE: list[Json] = [
     {
         "header": {"Upgrade": ["*"]},
@@ -71,6 +77,7 @@ class Route:
     stream_close_delay: float = 86_400.0
     transport: Transport = field(default_factory=Transport)
     access_log: str | None = None
+    pins: tuple[Pin, ...] = ()  # in the order in which they are asked
 
     def __post_init__(self) -> None:
         check_path(self.slots_path)
@@ -86,6 +93,19 @@ class Route:
         """Whether streams go by a spelling of their own. Sticky policies hash the spelling, so there a user's
         requests and streams stay together by using the same one."""
         return self.affinity == "none"
+
+    @property
+    def unpinned(self) -> Route:
+        """The same route for everybody."""
+        return replace(self, pins=())
+
+    @property
+    def pin_slots(self) -> int:
+        return min(self.slots, PIN_SLOTS)
+
+    def pin_path(self, pin: Pin) -> str:
+        """The directory of a pin's slots in force, as Caddy sees it."""
+        return f"{self.slots_path.rpartition('/')[0]}/{PINS}/{pin.name}/current"
 
 
 def check_path(path: str) -> None:
@@ -107,41 +127,63 @@ def placeholder(path: str) -> str:
 
 def build_route(route: Route, logs: Json | None = None) -> Json:
     """The route as Caddy's JSON, in a server that says this of its `logs`."""
-    return assemble(
-        route,
-        [placeholder(f"{route.slots_path}/{slot_name(i)}") for i in range(route.slots)],
-        [placeholder(f"{route.slots_path}/{stream_slot_name(i)}") for i in range(route.slots)],
-        logs,
+    everybody = _proxies(route, *_slots(route.slots_path, route.slots), _policy(route))
+    if not route.pins:
+        return _route(route, everybody, logs)
+    # One of a group is taken, the first that fits. Who is pinned stays where the pin says, so no policy binds them.
+    cases = [{"match": [pin.matcher()], "handle": _pinned(route, pin)} for pin in route.pins]
+    cases.append({"handle": [*_stratum(route), *everybody]})
+    by_pin: Json = {"handler": "subroute", "routes": [{"group": _GROUP, **case} for case in cases]}
+    return _route(route, [by_pin], logs)
+
+
+def _slots(path: str, count: int) -> tuple[list[str], list[str]]:
+    """The placeholders of the slots in a directory, for requests and for streams."""
+    return (
+        [placeholder(f"{path}/{slot_name(i)}") for i in range(count)],
+        [placeholder(f"{path}/{stream_slot_name(i)}") for i in range(count)],
     )
 
 
+def _pinned(route: Route, pin: Pin) -> list[Json]:
+    dials, stream_dials = _slots(route.pin_path(pin), route.pin_slots)
+    return [*_stratum(route, pin), *_proxies(route, dials, stream_dials, _EVEN)]
+
+
+def _stratum(route: Route, pin: Pin | None = None) -> list[Json]:
+    """Where its requests come from, for the log."""
+    return [] if route.access_log is None else [logged.stratum_of(None if pin is None else pin.name)]
+
+
 def assemble(route: Route, dials: list[str], stream_dials: list[str], logs: Json | None = None) -> Json:
-    """The route over these upstreams: one handler, or one for requests and one for streams."""
-    requests = _reverse_proxy(route, dials, streams=False)
-    if route.splits_streams:
-        streams = _reverse_proxy(route, stream_dials, streams=True)
-        handle = [
-            {
-                "handler": "subroute",
-                "routes": [{"match": _UPGRADE, "handle": [streams]}, {"handle": [requests]}],
-            }
-        ]
-    else:
-        handle = [requests]
+    """The route over these upstreams, for everybody."""
+    return _route(route.unpinned, _proxies(route, dials, stream_dials, _policy(route)), logs)
+
+
+def _route(route: Route, handle: list[Json], logs: Json | None) -> Json:
     if route.access_log is not None:
-        handle = [*logged.handlers(route.service, route.hosts, logs), *handle]
+        handle = [*logged.handlers(route.service, route.hosts, logs, stratum=not route.pins), *handle]
     built: Json = {"@id": route.id, "handle": handle, "terminal": True}
     if route.hosts:
         built["match"] = [{"host": list(route.hosts)}]
     return built
 
 
-def _reverse_proxy(route: Route, dials: list[str], *, streams: bool) -> Json:
+def _proxies(route: Route, dials: list[str], stream_dials: list[str], policy: Json) -> list[Json]:
+    """One handler, or one for requests and one for streams."""
+    requests = _reverse_proxy(route, dials, policy, streams=False)
+    if not route.splits_streams:
+        return [requests]
+    streams = _reverse_proxy(route, stream_dials, policy, streams=True)
+    return [{"handler": "subroute", "routes": [{"match": _UPGRADE, "handle": [streams]}, {"handle": [requests]}]}]
+
+
+def _reverse_proxy(route: Route, dials: list[str], policy: Json, *, streams: bool) -> Json:
     handler: Json = {
         "handler": "reverse_proxy",
         "upstreams": [{"dial": dial} for dial in dials],
         "load_balancing": {
-            "selection_policy": _policy(route),
+            "selection_policy": policy,
             "try_duration": duration(route.try_duration),
             "try_interval": duration(route.try_interval),
             "retry_match": _NOTHING,
@@ -165,7 +207,7 @@ def _policy(route: Route) -> Json:
         case "client_ip":
             return {"policy": "client_ip_hash"}
         case "none":
-            return {"policy": "round_robin"}
+            return _EVEN
 
 
 def _transport(transport: Transport, *, streams: bool) -> Json:
@@ -264,6 +306,19 @@ def put_route(config: Json, route: Route) -> None:
         present.insert(place(present, route.hosts), built)
     _set_automatic_https(server, route)
     follow(servers, route.service, built["handle"])
+
+
+def unpin(config: Json, route: Route) -> None:
+    """Let everybody, in the service's route and its sites as they stand in the configuration, go the same way, in
+    place."""
+    if not route.pins:
+        return
+    servers = config.get("apps", {}).get("http", {}).get("servers", {})
+    for server in servers.values():
+        for existing in server.get("routes") or []:
+            if existing.get("@id") == route.id:
+                existing["handle"] = build_route(route.unpinned, server.get("logs"))["handle"]
+                follow(servers, route.service, existing["handle"])
 
 
 def follow(servers: Json, service: str, handle: Any) -> None:

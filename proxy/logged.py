@@ -51,15 +51,21 @@ _PATH_LENGTH = 200
 # -- in a route ----------------------------------------------------------------------------------------
 
 
-def handlers(service: str, hosts: Sequence[str], logs: Json | None) -> list[Json]:
-    """The handlers that go before those of the route, in a server that says this of its `logs`."""
+def handlers(service: str, hosts: Sequence[str], logs: Json | None, *, stratum: bool = True) -> list[Json]:
+    """The handlers that go before those of the route, in a server that says this of its `logs`. Without `stratum` that
+    is for the route to say, by handlers of its own (`stratum_of`)."""
     return [
         _names(hosts, logs or {}),
         _append("service", service, early=True),
-        _append("stratum", f"{{http.request.header.{STRATUM_HEADER}}}", early=True),
+        *([stratum_of()] if stratum else []),
         _append("upstream", _UPSTREAM),
         _append("retries", "{http.reverse_proxy.retries}"),
     ]
+
+
+def stratum_of(pin: str | None = None) -> Json:
+    """The handler that says where a request comes from: by its pin, or else by what it says of that itself."""
+    return _append("stratum", pin or f"{{http.request.header.{STRATUM_HEADER}}}", early=True)
 
 
 def answered() -> list[Json]:

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from proxy import table
 from proxy.admin import Admin, Row
 from proxy.errors import ProxyError, SlotError
-from proxy.handler import Json, static_dials
+from proxy.handler import Json, Route, static_dials
 from proxy.model import InFlight, Table, stream_alias
 from proxy.slots import SlotDirectory
 from proxy.ways import Way
@@ -113,47 +113,110 @@ def _heard(task: asyncio.Task[list[Row]]) -> None:
 _tidying = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tidying")
 
 
-class SlotPool:
-    """One service's traffic, by its slots.
+class _Slots:
+    """A directory of slots, and the table in force there."""
 
-    Raises `SlotError` when a shift cannot be written; the routing then stays as it was.
+    def __init__(self, directory: SlotDirectory) -> None:
+        self.directory = directory
+        self.table: Table | None = None
+
+    async def open(self) -> None:
+        self.table = await asyncio.to_thread(self.directory.read)
+
+    def shares(self) -> Mapping[str, int]:
+        return table.shares(self.table) if self.table is not None else {}
+
+    def wanted(self, weights: Mapping[str, int]) -> Table | None:
+        """The table for these weights; None where it is in force."""
+        wanted = table.build(weights, self.directory.slots, self.table)
+        return None if wanted == self.table else wanted
+
+    async def write(self, wanted: Table) -> None:
+        """Raises `SlotError`."""
+        try:
+            await asyncio.to_thread(self.directory.write, wanted)
+        except SlotError:
+            # On a full disk the way back is still open: the generation before is there.
+            if not await asyncio.to_thread(self.directory.restore_previous, wanted):
+                raise
+        self.table = wanted
+
+
+class SlotPool:
+    """One service's traffic, by its slots, and that of its pins, by theirs.
+
+    Pins of the service's route that have no directory yet must be given one by `mend` first. Those that have one and
+    are not in the route any more follow everybody until `tidy`: Caddy's configuration may still have them.
+
+    Raises `SlotError` when a shift cannot be written; what could not be moved then stays as it was.
     """
 
     def __init__(self, directory: SlotDirectory, counts: OpenCounts, way: Way) -> None:
         self._directory = directory
+        self._everybody = _Slots(directory)
+        self._pins: dict[str, _Slots] = {}
         self._counts = counts
         self._way = way
-        self._table: Table | None = None
         self._writing = asyncio.Lock()
         self._sweeping: asyncio.Future[None] | None = None
         self._later: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
-        """Learn the table in force, after `SlotDirectory.mend`."""
-        self._table = await asyncio.to_thread(self._directory.read)
-        self._sweep_later(random.uniform(*_FIRST))  # a shift after that finds its directory ready
+        """Learn the tables in force, after `SlotDirectory.mend`."""
+        await self._everybody.open()
+        directories = await asyncio.to_thread(pin_directories, self._directory, self._way.route)
+        self._pins = {directory.name: _Slots(directory) for directory in directories}
+        for pin in self._pins.values():
+            await pin.open()
+        self._sweep_later(random.uniform(*_FIRST))  # a shift after that finds its directories ready
 
     def shares(self) -> Mapping[str, int]:
-        """Slots per address in the table in force."""
-        return table.shares(self._table) if self._table is not None else {}
+        """Slots per address in the table in force for everybody."""
+        return self._everybody.shares()
 
-    async def shift(self, weights: Mapping[str, int]) -> bool:
-        """Route by these weights per address; by none, requests wait. False when it was so already."""
+    def pinned(self) -> Mapping[str, Mapping[str, int]]:
+        """The same of each pin."""
+        return {name: pin.shares() for name, pin in self._pins.items()}
+
+    async def shift(self, weights: Mapping[str, int], pins: Mapping[str, Mapping[str, int]] | None = None) -> bool:
+        """Route by these weights per address; by none, requests wait. `pins`: the weights of pins that do not go where
+        everybody does. False when all was so already."""
         async with self._writing:
-            wanted = table.build(weights, self._directory.slots, self._table)
-            if wanted == self._table:
-                return False
+            # Everybody first. What keeps one of them from being moved keeps no other.
+            moved = False
+            failed: SlotError | None = None
             if self._sweeping is not None:
                 await self._sweeping
-            try:
-                await asyncio.to_thread(self._directory.write, wanted)
-            except SlotError:
-                # On a full disk the way back is still open: the generation before is there.
-                if not await asyncio.to_thread(self._directory.restore_previous, wanted):
-                    raise
-            self._table = wanted
-            self._sweep_later(_REST)
-            return True
+            for slots, wanted in self._changes(weights, pins or {}):
+                try:
+                    await slots.write(wanted)
+                except SlotError as error:
+                    failed = failed or error
+                else:
+                    moved = True
+            if moved:
+                self._sweep_later(_REST)
+            if failed is not None:
+                raise failed
+            return moved
+
+    def _changes(
+        self, weights: Mapping[str, int], pins: Mapping[str, Mapping[str, int]]
+    ) -> Iterator[tuple[_Slots, Table]]:
+        own = {name: given for name, given in pins.items() if any(given.values())}
+        for slots, given in ((self._everybody, weights), *((s, own.get(n, weights)) for n, s in self._pins.items())):
+            wanted = slots.wanted(given)
+            if wanted is not None:
+                yield slots, wanted
+
+    async def tidy(self) -> None:
+        """Forget the pins that are not in the route, now that Caddy's configuration does not have them either."""
+        async with self._writing:
+            if self._sweeping is not None:
+                await self._sweeping
+            kept = {pin.name for pin in self._way.route.pins}
+            self._pins = {name: pin for name, pin in self._pins.items() if name in kept}
+            await asyncio.to_thread(self._directory.keep_pins, kept)
 
     def _sweep_later(self, rest: float) -> None:
         """Tidy up in a moment: shifts come in swarms, and each would have to wait for the tidying after the last."""
@@ -162,8 +225,11 @@ class SlotPool:
 
     def _sweep(self) -> None:
         self._later = None
-        if self._sweeping is None or self._sweeping.done():
-            self._sweeping = asyncio.get_running_loop().run_in_executor(_tidying, self._directory.sweep)
+        if self._writing.locked():
+            self._sweep_later(_REST)
+        elif self._sweeping is None or self._sweeping.done():
+            directories = [slots.directory for slots in (self._everybody, *self._pins.values())]
+            self._sweeping = asyncio.get_running_loop().run_in_executor(_tidying, _swept, directories)
 
     async def in_flight(self, dials: Iterable[str]) -> Mapping[str, InFlight | None]:
         """What is open on each address now."""
@@ -171,8 +237,21 @@ class SlotPool:
 
     async def aclose(self) -> None:
         """Tidy up, and wait for it."""
+        async with self._writing:
+            pass  # what is being written
         if self._later is not None:
             self._later.cancel()
             self._sweep()
         if self._sweeping is not None:
             await self._sweeping
+
+
+def pin_directories(directory: SlotDirectory, route: Route) -> list[SlotDirectory]:
+    """The slots of a service's pins: of those in its route, and of those that were there before. Blocks on the disk."""
+    names = dict.fromkeys([*(pin.name for pin in route.pins), *directory.pins()])
+    return [directory.pin(name, route.pin_slots) for name in names]
+
+
+def _swept(directories: Iterable[SlotDirectory]) -> None:
+    for directory in directories:
+        directory.sweep()

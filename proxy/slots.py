@@ -6,6 +6,8 @@
     <root>/<service>/g00000012/s000   the same address in another spelling, for upgraded streams
     <root>/<service>/spare            a directory made ready for the next generation
     <root>/<service>/addresses/...    one file an address and spelling; slots are hard links to them
+    <root>/<service>/pins/<name>/...  the same for each pin (`proxy.pins`), but that its slots are links to the
+                                      service's own files of addresses
 
 A shift makes the next generation beside the current one and replaces `current` by one rename, so readers see the old
 table or the new one and nothing between. It is made of the spare, which has all its entries already: only those that
@@ -27,13 +29,14 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from proxy.errors import SlotError
-from proxy.model import NOBODY, Table, parse_dial, slot_name, stream_alias, stream_slot_name
+from proxy.model import NOBODY, Table, parse_dial, parse_name, slot_name, stream_alias, stream_slot_name
+from proxy.pins import DIRECTORY as PINS
 
 CURRENT = "current"
 PREVIOUS = "previous"
@@ -47,15 +50,45 @@ _NEXT = ".next"  # an entry on its way to its name
 
 @dataclass(frozen=True)
 class SlotDirectory:
-    """The slots of one service: `slots` of them under `root`/`service`."""
+    """The slots of one service, or of one of its pins: `slots` of them under `root`/`name`. `known` is where the files
+    of addresses are; None: in the directory itself."""
 
     root: Path
-    service: str
+    name: str
     slots: int
+    known: Path | None = None
 
     @property
     def path(self) -> Path:
-        return self.root / self.service
+        return self.root / self.name
+
+    def pin(self, name: str, slots: int) -> SlotDirectory:
+        """The slots of a pin of this service. What the service's slots know, needs no disk space there either."""
+        return SlotDirectory(self.path / PINS, name, slots, self._addresses)
+
+    def pins(self) -> list[str]:
+        """The pins that have a directory, configured or not."""
+        try:
+            entries = sorted(
+                entry.name for entry in os.scandir(self.path / PINS) if entry.is_dir(follow_symlinks=False)
+            )
+        except OSError:
+            return []
+        return [name for name in entries if _is_name(name)]
+
+    def keep_pins(self, names: Collection[str]) -> None:
+        """Remove the directories of all other pins. What cannot be done now is done another time."""
+        directory = self.path / PINS
+        with contextlib.suppress(OSError):
+            for entry in list(os.scandir(directory)):
+                if entry.name not in names:
+                    _remove(Path(entry.path))
+            if not names:
+                directory.rmdir()
+
+    @property
+    def _addresses(self) -> Path:
+        return self.known or self.path / _ADDRESSES
 
     @property
     def current(self) -> Path:
@@ -180,6 +213,7 @@ class SlotDirectory:
             raise SlotError(_cannot("prepared", self.path, error)) from error
 
     def _mend(self) -> Iterator[str]:
+        _make_directory(self.root)
         _make_directory(self.path)
         self._mend_addresses()
         for name in (CURRENT, PREVIOUS):
@@ -194,7 +228,7 @@ class SlotDirectory:
     def _mend_addresses(self) -> None:
         """Forget those that were damaged with the machine: the next shift writes them anew."""
         with contextlib.suppress(FileNotFoundError):
-            for entry in list(os.scandir(self.path / _ADDRESSES)):
+            for entry in list(os.scandir(self._addresses)):
                 path = Path(entry.path)
                 try:
                     whole = _address_file(path.read_text(encoding="ascii")) == entry.name
@@ -235,6 +269,8 @@ class SlotDirectory:
         keep = {CURRENT, PREVIOUS, _ADDRESSES, _target(self.current), _target(self.path / PREVIOUS)}
         if self._is_spare():
             keep.add(_SPARE)
+        if (self.path / PINS).is_dir():
+            keep.add(PINS)
         for entry in sorted(os.scandir(self.path), key=lambda entry: entry.name):
             if entry.name in keep:
                 continue
@@ -269,7 +305,7 @@ class SlotDirectory:
 
     def _source(self, text: str) -> _Source:
         """The file that holds an address, to link slots to; a new one where none is or it has many links."""
-        path = self.path / _ADDRESSES / _address_file(text)
+        path = self._addresses / _address_file(text)
         try:
             known = path.stat()
             if known.st_nlink + self.slots <= _MOST_LINKS:
@@ -313,7 +349,7 @@ class SlotDirectory:
         scratch.rename(self.path / link)
 
     def remove(self) -> None:
-        """Remove everything, for a service that is no more."""
+        """Remove everything, for a service or pin that is no more."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -333,6 +369,13 @@ def _make_directory(path: Path) -> None:
     path.mkdir(mode=0o755, parents=True, exist_ok=True)
     if path.stat().st_mode & 0o777 != 0o755:  # whatever the umask says: Caddy may be another user
         path.chmod(0o755)
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return parse_name(text) == text
+    except ValueError:
+        return False
 
 
 def _read_text(path: str) -> str:

@@ -18,7 +18,7 @@ from proxy.admin import Admin
 from proxy.admin_pool import AdminPool
 from proxy.errors import ProxyError
 from proxy.install import prepare_root
-from proxy.pools import OpenCounts, SlotPool
+from proxy.pools import OpenCounts, SlotPool, pin_directories
 from proxy.slots import SlotDirectory
 from proxy.ways import ByAdmin, Way
 from trafficd.config import Config, ServiceSection
@@ -100,7 +100,8 @@ class Composer:
             n: SlotDirectory(root, n, section.slots) for n, section in routed.items() if section.control == "slots"
         }
         if routed:
-            for note in prepare_root(root, list(found.values())):
+            pins = [one for n, d in found.items() for one in pin_directories(d, way_of(n, self.config).route)]
+            for note in prepare_root(root, [*found.values(), *pins]):
                 log.warning("slots: %s", note)
         return found
 

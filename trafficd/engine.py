@@ -121,8 +121,10 @@ class Engine:
         """Begin to probe, decide and act. What the proxy sends traffic to now is taken for up until
         its first probe: a restart of the daemon must not take anything out of traffic."""
         self.works.resume()
-        shares = self.parts.pool.shares()
-        self._warming.warm(shares)
+        self._warming.warm(self.parts.pool.shares())
+        shares = {**self.parts.pool.shares()}
+        for pinned in self.parts.pool.pinned().values():
+            shares |= pinned
         self._watch()
         for upstream in self.state.upstreams.values():
             if upstream.serving is not None and shares.get(upstream.serving):
@@ -262,10 +264,10 @@ class Engine:
         try:
             async with self._routing:
                 decision = self.decide()
-                shifted = await self.parts.pool.shift(decision.weights)
+                shifted = await self.parts.pool.shift(decision.weights, decision.pins)
                 self._warming.seen(time.time(), decision.weights)
             if shifted:
-                log.info("%s: traffic goes to %s", self.name, _weights(decision))
+                log.info("%s: traffic goes to %s%s", self.name, _weights(decision.weights), _pins(decision.pins))
                 await self.ledger.notify()
             self.trouble.say("proxy", "")
         except Exception as error:  # whatever the adapter met: traffic stays where it is, and we try again
@@ -323,9 +325,15 @@ async def _unchecked(dial: str) -> None:
     """There are no preview checks."""
 
 
-def _weights(decision: Decision) -> str:
-    if not decision.weights:
+def _weights(weights: Mapping[str, int]) -> str:
+    if not any(weights.values()):
         return "nobody: requests wait"
-    total = sum(decision.weights.values())
-    shares = (f"{dial} {100 * weight / total:.4g} %" for dial, weight in sorted(decision.weights.items()))
+    total = sum(weights.values())
+    shares = (f"{dial} {100 * weight / total:.4g} %" for dial, weight in sorted(weights.items()))
     return ", ".join(shares)
+
+
+def _pins(pins: Mapping[str, Mapping[str, int]]) -> str:
+    """Those that do not go where everybody goes."""
+    own = ((name, weights) for name, weights in sorted(pins.items()) if any(weights.values()))
+    return "".join(f"; pinned by {name}: {_weights(weights)}" for name, weights in own)

@@ -138,6 +138,8 @@ class Link:
             if isinstance(one.pool, AdminPool):
                 await one.pool.open()
                 one.engine.wake()
+            else:
+                await one.pool.tidy()
         if placed := sorted(wanted.keys() - refused.keys()):
             what = "written into Caddy's configuration" if told.written else "in Caddy's configuration already"
             log.info("%s: %s", what, ", ".join(placed))

@@ -21,12 +21,17 @@ class OpenCount(Protocol):
 class Pool(Protocol):
     """The way a service's traffic is controlled in the proxy."""
 
-    async def shift(self, weights: Mapping[str, int]) -> bool:
-        """Route by these weights per address; empty means nobody. False when it already was so."""
+    async def shift(self, weights: Mapping[str, int], pins: Mapping[str, Mapping[str, int]] | None = None) -> bool:
+        """Route by these weights per address; empty means nobody. `pins`: the weights of pins; one that is not in it,
+        or has none, goes where everybody goes. False when it already was so."""
         ...
 
     def shares(self) -> Mapping[str, int]:
         """The proxy's present weights per address, empty when it has none."""
+        ...
+
+    def pinned(self) -> Mapping[str, Mapping[str, int]]:
+        """The same of each pin that the proxy has."""
         ...
 
     async def in_flight(self, dials: Iterable[str]) -> Mapping[str, OpenCount | None]:

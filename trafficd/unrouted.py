@@ -17,13 +17,16 @@ class NoPool:
     def __init__(self) -> None:
         self._weights: dict[str, int] = {}
 
-    async def shift(self, weights: Mapping[str, int]) -> bool:
+    async def shift(self, weights: Mapping[str, int], pins: Mapping[str, Mapping[str, int]] | None = None) -> bool:
         """Remember the weights. Always False: there is no traffic that could have moved."""
         self._weights = dict(weights)
         return False
 
     def shares(self) -> Mapping[str, int]:
         return self._weights
+
+    def pinned(self) -> Mapping[str, Mapping[str, int]]:
+        return {}
 
     async def in_flight(self, dials: Iterable[str]) -> Mapping[str, Open | None]:
         return {dial: Open(0, 0) for dial in dials}

@@ -48,6 +48,7 @@ def _route_of(name: str, section: ServiceSection, slots_path: str) -> Route:
         try_duration=section.try_duration,
         try_interval=section.try_interval,
         stream_close_delay=section.stream_close_delay,
+        pins=tuple(pin.pin(name) for name, pin in section.all_pins.items()),
         transport=Transport(
             tls=transport.tls,
             server_name=transport.tls_server_name,

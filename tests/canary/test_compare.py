@@ -136,6 +136,24 @@ def test_a_canary_that_answers_nothing_is_told_by_what_is_open() -> None:
     assert comparison.analysis.why.startswith("in_flight")
 
 
+def test_a_look_at_the_preview_is_not_a_canary_that_hangs() -> None:
+    """What is open is counted by address, whoever sent it, so the ends of all of it must be known."""
+    comparison = Comparison(ARMS, BEGAN, before=before())
+    for second in range(0, 60, 2):  # at every other sample a pinned request is open, for a short while
+        for number in range(100):
+            comparison.take(answer(second + 0.1 + number / 125))
+        comparison.sample(BEGAN + second + 1, 1, 0)
+        comparison.take(answer(second + 1.2, NEW, duration=0.4, stratum="preview"))
+        for number in range(100):
+            comparison.take(answer(second + 1.1 + number / 125))
+        comparison.sample(BEGAN + second + 2, 0, 0)
+    assert comparison.analysis.verdict is Verdict.HOLD
+    open_ones = next(metric for metric in comparison.analysis.metrics if metric.name == "in_flight")
+    assert (open_ones.canary.bad, open_ones.stable.bad) == (0, 0)
+    assert open_ones.canary.total > 20, "they are counted, and had an end"
+    assert comparison.analysis.metrics[0].canary.total == 0, "they are no sample of the users"
+
+
 def test_the_worst_route_is_where_the_canary_fails_more_than_the_stable_version() -> None:
     comparison = Comparison(ARMS, BEGAN)
     for number in range(100):

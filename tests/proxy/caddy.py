@@ -15,7 +15,7 @@ import httpx
 from proxy.admin import Admin
 from proxy.handler import Route
 from proxy.install import install, prepare_root
-from proxy.pools import OpenCounts, SlotPool
+from proxy.pools import OpenCounts, SlotPool, pin_directories
 from proxy.server import CaddyServer
 from proxy.slots import SlotDirectory
 from proxy.ways import Own
@@ -133,9 +133,10 @@ class Stream:
     writer: asyncio.StreamWriter
 
     @classmethod
-    async def open(cls, port: int, connection: str = "Upgrade") -> Stream:
+    async def open(cls, port: int, connection: str = "Upgrade", more: str = "") -> Stream:
+        """`more`: lines of the request's header, each with its end."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(f"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\nUpgrade: echo\r\n\r\n".encode())
+        writer.write(f"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\nUpgrade: echo\r\n{more}\r\n".encode())
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
         assert head.startswith(b"HTTP/1.1 101"), head
         return cls(reader, writer)
@@ -177,7 +178,7 @@ class RealCaddy:
         """Install the service and give its upstreams these weights, by name."""
         route = self.route(**changes)
         directory = SlotDirectory(self.root, "web", route.slots)
-        prepare_root(self.root, [directory])
+        prepare_root(self.root, [directory, *pin_directories(directory, route)])
         way = Own(route)
         await install(self.admin, [way], self.root)
         pool = SlotPool(directory, OpenCounts(self.admin), way)

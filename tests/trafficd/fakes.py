@@ -33,22 +33,27 @@ class FakePool:
     stalled: asyncio.Event | None = None  # counting waits for it
     frozen: asyncio.Event | None = None  # shifting waits for it
     table: Table | None = None
+    pins: dict[str, dict[str, int]] = field(default_factory=dict)  # of the last shift
 
-    async def shift(self, weights: Mapping[str, int]) -> bool:
+    async def shift(self, weights: Mapping[str, int], pins: Mapping[str, Mapping[str, int]] | None = None) -> bool:
         await asyncio.sleep(0)
         if self.frozen is not None:
             await self.frozen.wait()
         if self.broken:
             raise OSError(self.broken)
         wanted = table.build(weights, self.slots, self.table)
-        if wanted == self.table:
+        pinned = {name: dict(given) for name, given in (pins or {}).items()}
+        if wanted == self.table and pinned == self.pins:
             return False
-        self.table = wanted
+        self.table, self.pins = wanted, pinned
         self.shifts.append(dict(self.shares()))
         return True
 
     def shares(self) -> Mapping[str, int]:
         return table.shares(self.table) if self.table is not None else {}
+
+    def pinned(self) -> Mapping[str, Mapping[str, int]]:
+        return self.pins
 
     async def in_flight(self, dials: Iterable[str]) -> Mapping[str, InFlight | None]:
         if self.stalled is not None:

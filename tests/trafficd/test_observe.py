@@ -328,10 +328,13 @@ class CountedPool:
     async def prepare(self) -> Sequence[str]:
         return ()
 
-    async def shift(self, weights: Mapping[str, int]) -> bool:
+    async def shift(self, weights: Mapping[str, int], pins: Mapping[str, Mapping[str, int]] | None = None) -> bool:
         raise AssertionError("draining shifts nothing")
 
     def shares(self) -> Mapping[str, int]:
+        return {}
+
+    def pinned(self) -> Mapping[str, Mapping[str, int]]:
         return {}
 
     async def in_flight(self, dials: Iterable[str]) -> Mapping[str, Counted]:

@@ -44,6 +44,15 @@ def test_a_route_of_our_own_may_go(loaded: Callable[[str], Config]) -> None:
     assert refusals(loaded(WEB.format(route="own")), loaded(""), {}) == []
 
 
+def test_pins_stay_while_a_rollout_is_live(loaded: Callable[[str], Config]) -> None:
+    before, pin = WEB.format(route="own"), '{header = "X", values = ["y"]}'
+    for key, line in (("preview", f"preview = {pin}"), ("pins", f"pins = {{a = {pin}}}")):
+        old, new = loaded(before), loaded(f"{before}{line}\n")
+        (refusal,) = refusals(old, new, {"web": "r-1"})
+        assert f"r-1 is live and services.web.{key} changed" in refusal
+        assert refusals(old, new, {}) == []
+
+
 def test_where_the_daemon_lives_stays(loaded: Callable[[str], Config]) -> None:
     (refusal,) = refusals(loaded('[daemon]\nstate_dir = "/a"'), loaded('[daemon]\nstate_dir = "/b"'), {})
     assert refusal.startswith("daemon.state_dir changed")

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from trafficd.config import values, workers
 from trafficd.config.canary import CanarySection, Percent, Steps, Terms, plain, shaped, too_fine
 from trafficd.config.faults import Clash, Section, doubles, get, items
+from trafficd.config.pins import PREVIEW, PinName, PinSection, PreviewSection, pin_clashes
 from trafficd.config.values import (
     Amount,
     Argv,
@@ -214,10 +215,13 @@ class ServiceSection(Section):
     maintenance: MaintenanceSection = MaintenanceSection()
     verify: VerifySection = VerifySection()
     canary: CanarySection = CanarySection()
+    preview: PreviewSection | None = None
+    pins: dict[PinName, PinSection] = Field(default_factory=dict)
 
     @classmethod
     def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
         yield from _route_clashes(given)
+        yield from pin_clashes(given)
         worker = given.get("route") == "none"
         yield from workers.clashes(given, cls.model_fields) if worker else workers.missing_dials(given)
         for key in ("hosts", "listen"):
@@ -236,6 +240,11 @@ class ServiceSection(Section):
         if small := too_fine(self.canary.steps or (), self.slots):
             raise ValueError(f"canary.steps: {small}")
         return self
+
+    @property
+    def all_pins(self) -> Mapping[str, PinSection]:
+        """The pins by name, the preview first: that is the order in which a request is looked at."""
+        return {**({PREVIEW: self.preview} if self.preview is not None else {}), **self.pins}
 
     @property
     def routed(self) -> bool:

@@ -47,11 +47,11 @@ class Decision:
 
     weights: Mapping[str, int]
     panic: str | None = None
-    pins: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    wake_at: float | None = None
     event: ev.Event | None = None
     cancel: frozenset[StepKey] = frozenset()
     waits: tuple[Wait, ...] = field(default=())
+    pins: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    wake_at: float | None = None
 
 
 def decide(service: Service, world: World, now: float, terms: queue.Terms | None = None) -> Decision:
@@ -60,16 +60,16 @@ def decide(service: Service, world: World, now: float, terms: queue.Terms | None
     event: ev.Event | None = queue.next_event(service, world, now, terms) or beside.next_event(service, now)
     rollout, wake_at = service.live, beside.wake_at(service)
     if rollout is None:
-        return Decision(routing.weights, routing.panic, routing.pins, wake_at, event)
+        return Decision(routing.weights, routing.panic, event, pins=routing.pins, wake_at=wake_at)
     event = event or _next_event(service, rollout, world, now)
     return Decision(
         weights=routing.weights,
         panic=routing.panic,
-        pins=routing.pins,
-        wake_at=wake_at,
         event=event,
         cancel=_cancelled(rollout),
         waits=() if event else _waits(service, rollout, world, now),
+        pins=routing.pins,
+        wake_at=wake_at,
     )
 
 
