@@ -18,6 +18,8 @@ from proxy.accessline import Answer
 from proxy.accesslog import Follower, Position
 from proxy.errors import ProxyError
 from trafficd.canary.compare import Arms, Comparison, Settings
+from trafficd.canary.outside import Outside
+from trafficd.config import ServiceSection
 from trafficd.core.judge import Verdict
 from trafficd.core.model import Service, Upstream
 from trafficd.operate import Operator
@@ -39,6 +41,7 @@ class _Watch:
     versions: Mapping[str, str | None]  # of the canary, by address
     percent: float
     comparison: Comparison
+    outside: Outside
     sampled_at: float = 0.0
     ended: bool = False
 
@@ -52,9 +55,18 @@ class Analyst:
     _follower: Follower | None = None
     _watches: dict[str, _Watch] = field(default_factory=dict)  # by service
     _recent: dict[str, deque[Answer]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=_KEPT)))
+    _asking: set[asyncio.Task[None]] = field(default_factory=set)  # of metrics from outside, now and just before
 
     async def run(self) -> None:
         """For ever."""
+        try:
+            await self._turns()
+        finally:
+            for task in self._asking:
+                task.cancel()
+            await asyncio.gather(*self._asking, return_exceptions=True)
+
+    async def _turns(self) -> None:
         while True:
             try:
                 await self._turn()
@@ -72,7 +84,7 @@ class Analyst:
         wanted = {name: one for name, one in self.operators.items() if one.state.canary_percent and _judged(one)}
         for name in self._watches.keys() - wanted.keys():
             self.operators[name].engine.trouble.say("blind", "")
-            del self._watches[name]
+            self._watches.pop(name).outside.stop()
         if not wanted:
             self._close()
             return
@@ -120,20 +132,26 @@ class Analyst:
             return None
         watch = self._watches.get(name)
         if watch is None or watch.versions != versions:
-            settings = operator.section.canary
             comparison = Comparison(
-                Arms(frozenset(versions), _stable(state)),
-                now,
-                Settings(settings.alpha, settings.limit, sticky=operator.section.affinity != "none"),
-                list(self._recent[name]),
+                Arms(frozenset(versions), _stable(state)), now, _settings(operator.section), list(self._recent[name])
             )
-            watch = self._watches[name] = _Watch(versions, percent, comparison)
+            if watch is not None:
+                watch.outside.stop()
+            watch = self._watches[name] = _Watch(versions, percent, comparison, self._ask(comparison, operator))
             log.info("%s: the canary %s is judged from now on", name, ", ".join(sorted(versions)))
         elif watch.percent != percent:
             watch.percent = percent
             watch.comparison.begin_step()
         watch.comparison.arms = Arms(frozenset(versions), _stable(state))
         return watch
+
+    def _ask(self, comparison: Comparison, operator: Operator) -> Outside:
+        """Begin to ask for the metrics from outside, if there are any."""
+        outside = Outside(comparison, lambda: operator.state, operator.engine.trouble)
+        for task in outside.begin(operator.section.canary.metrics):
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+        return outside
 
     async def _judge(self, watch: _Watch, operator: Operator, now: float) -> None:
         comparison = watch.comparison
@@ -169,6 +187,17 @@ class Analyst:
             for dials in (arms.canary, arms.stable)
         )
         comparison.sample(time.time(), canary, stable)
+
+
+def _settings(section: ServiceSection) -> Settings:
+    canary = section.canary
+    return Settings(
+        canary.alpha,
+        canary.limit,
+        sticky=section.affinity != "none",
+        outside=tuple(metric.name for metric in canary.metrics),
+        required=frozenset(metric.name for metric in canary.metrics if metric.required),
+    )
 
 
 def _judged(operator: Operator) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from proxy.accessline import Answer
-from trafficd.core.analysis import ERRORS, Analysis, Panel
+from trafficd.core.analysis import ERRORS, Analysis, Counts, Panel
 from trafficd.core.judge import Verdict
 from trafficd.core.latency import Thresholds, freeze
 from trafficd.core.ticks import LONGEST, Arm, Request, Tick, Ticks
@@ -41,11 +41,14 @@ class Arms:
 @dataclass(frozen=True)
 class Settings:
     """`alpha`: false FAILs in all canaries; `limit`: a rate of errors that the canary must not exceed (None: any that
-    the stable version has, too); `sticky`: cookie or client address choose the arm."""
+    the stable version has, too); `sticky`: cookie or client address choose the arm; `outside`: metrics whose counts
+    come through `count`, and `required` those of them that a PASS needs a proof of."""
 
     alpha: float = 0.01
     limit: float | None = None
     sticky: bool = False
+    outside: tuple[str, ...] = ()
+    required: frozenset[str] = frozenset()
 
 
 class Route(NamedTuple):
@@ -81,7 +84,14 @@ class Comparison:
         self._thresholds = freeze(times)
         metrics = () if self._thresholds is None else self._thresholds.metrics
         self._ticks = Ticks(self.since, self.settings.sticky)
-        self._panel = Panel(self.since, alpha=self.settings.alpha, limit=self.settings.limit, latency=metrics)
+        self._panel = Panel(
+            self.since,
+            alpha=self.settings.alpha,
+            limit=self.settings.limit,
+            latency=metrics,
+            outside=self.settings.outside,
+            required=self.settings.required | {ERRORS},
+        )
         self.analysis = self._panel.analyse()
 
     @property
@@ -111,6 +121,11 @@ class Comparison:
         self._keep(now, self._panel.sample(now, canary_open, stable_open))
         return self.analysis.verdict
 
+    def count(self, now: float, metric: str, canary: Counts, stable: Counts) -> Verdict:
+        """Judge what a source outside counted of a metric since the last time."""
+        self._keep(now, self._panel.count(metric, canary, stable))
+        return self.analysis.verdict
+
     def begin_step(self) -> None:
         """The canary has another share: it wants a PASS of its own."""
         self._panel.begin_step()
@@ -124,7 +139,7 @@ class Comparison:
         return worst if worst is not None and _excess(worst) > 0 else None
 
     def _bad(self, answer: Answer) -> frozenset[str]:
-        if answer.truncated or answer.status >= 500:
+        if failed(answer):
             return frozenset({ERRORS})
         time = answer.latency  # neither the wait for a slot nor a slow client is the version's doing
         return frozenset() if time is None or self._thresholds is None else self._thresholds.slow(time)
@@ -147,6 +162,11 @@ class Comparison:
         self.analysis = analysis
         if analysis.verdict is Verdict.FAIL and self.failed_at is None:
             self.failed_at = at
+
+
+def failed(answer: Answer) -> bool:
+    """Whether the upstream did not answer as it should."""
+    return answer.truncated or answer.status >= 500
 
 
 def _route(name: str, counts: Counter[str]) -> Route:

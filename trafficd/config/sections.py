@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from trafficd.config import values, workers
+from trafficd.config import metrics, values, workers
 from trafficd.config.faults import Clash, Section, doubles, get, items
+from trafficd.config.metrics import MetricSection
 from trafficd.config.values import (
     Amount,
     Argv,
@@ -195,6 +196,21 @@ class CanarySection(Section):
     alpha: Part = 0.01
     limit: Part | None = None
     on_fail: Literal["abort", "report"] = "abort"
+    metrics: list[MetricSection] = Field(default_factory=list)
+
+    @classmethod
+    def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
+        yield from metrics.twice(given)
+
+
+class OutliersSection(Section):
+    """An upstream whose answers are worse than the others' is sent nothing for a while."""
+
+    enabled: bool = False
+    alpha: Part = 0.001  # the rate of false ejections, in an hour of a service whose upstreams are equally good
+    tolerance: Annotated[float, Field(ge=1, le=100)] = 2.0
+    eject_for: Positive = 30.0
+    max_ejected: Parallel = Amount(percent=34)
 
 
 class ServiceSection(Section):
@@ -221,6 +237,7 @@ class ServiceSection(Section):
     maintenance: MaintenanceSection = MaintenanceSection()
     verify: VerifySection = VerifySection()
     canary: CanarySection = CanarySection()
+    outliers: OutliersSection = OutliersSection()
 
     @classmethod
     def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
