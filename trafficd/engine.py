@@ -36,7 +36,7 @@ from trafficd.works import Works
 
 log = logging.getLogger("trafficd.engine")
 
-_TICK = 1.0  # s between decisions while a rollout is live or pending, for the waits that only time can end
+_TICK = 1.0  # s between decisions while a rollout is live or pending or an upstream ejected: what only time can end
 _RETRY = 0.5  # s before a failed write (slots, journal) is tried again
 _AFTER_BUG = 60.0  # s before a decision is tried again that would have broken an invariant
 
@@ -142,7 +142,9 @@ class Engine:
                 await asyncio.sleep(_RETRY)
                 continue
             if not busy:
-                waiting = self.state.live is not None or self.state.pending is not None
+                state = self.state
+                ejected = any(upstream.ejected for upstream in state.upstreams.values())
+                waiting = state.live is not None or state.pending is not None or ejected
                 await self._sleep(_TICK if waiting or self.trouble.lines() else None)
 
     async def _sleep(self, timeout: float | None) -> None:

@@ -1,4 +1,5 @@
-"""Reads the access log while some service has a canary, and takes its traffic away when it is worse.
+"""Reads the access log while some service has a canary, and takes its traffic away when it is worse; and for outliers
+(`ejector`), where a service wants that.
 
 Nothing here is on the way of a request, and Caddy does not notice when nobody reads. What cannot be read is no
 evidence, neither for nor against: it is said, and the canary keeps its share.
@@ -18,6 +19,7 @@ from proxy.accessline import Answer
 from proxy.accesslog import Follower, Position
 from proxy.errors import ProxyError
 from trafficd.canary.compare import Arms, Comparison, Settings
+from trafficd.canary.ejector import Ejector
 from trafficd.canary.outside import Outside
 from trafficd.config import ServiceSection
 from trafficd.core.judge import Verdict
@@ -52,10 +54,14 @@ class Analyst:
 
     path: Path
     operators: Mapping[str, Operator]
+    _ejector: Ejector = field(init=False)
     _follower: Follower | None = None
     _watches: dict[str, _Watch] = field(default_factory=dict)  # by service
     _recent: dict[str, deque[Answer]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=_KEPT)))
     _asking: set[asyncio.Task[None]] = field(default_factory=set)  # of metrics from outside, now and just before
+
+    def __post_init__(self) -> None:
+        self._ejector = Ejector(self.operators)
 
     async def run(self) -> None:
         """For ever."""
@@ -77,6 +83,7 @@ class Analyst:
 
     def _say(self, text: str) -> None:
         """Why the answers of the canaries cannot be judged; empty where they can."""
+        self._ejector.blind = text
         for name in self._watches:
             self.operators[name].engine.trouble.say("blind", text and f"the canary is not judged: {text}")
 
@@ -85,7 +92,7 @@ class Analyst:
         for name in self._watches.keys() - wanted.keys():
             self.operators[name].engine.trouble.say("blind", "")
             self._watches.pop(name).outside.stop()
-        if not wanted:
+        if not wanted and not self._ejector.wanted:
             self._close()
             return
         await self._read()
@@ -94,6 +101,7 @@ class Analyst:
             watch = self._watch(name, operator, now)
             if watch is not None:
                 await self._judge(watch, operator, now)
+        await self._ejector.turn(time.time())
 
     def _close(self) -> None:
         if self._follower is not None:
@@ -116,6 +124,7 @@ class Analyst:
             watch = self._watches.get(answer.service)
             if watch is not None:
                 watch.comparison.take(answer)
+            self._ejector.take(answer)
             self._recent[answer.service].append(answer)
 
     @property

@@ -133,6 +133,12 @@ class Upstream:
     gating: Gating | None = None
     removed: bool = False
     unproven: bool = False  # it began to be replaced in place, and has not passed a gate since
+    ejection: Ejection | None = None  # the last one, over or not
+
+    @property
+    def ejected(self) -> bool:
+        """Whether it is out of traffic because it answered worse than the others."""
+        return self.ejection is not None and not self.ejection.over
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,17 @@ class Gating:
     swapped: bool
     version: str | None
     dial: str
+
+
+@dataclass(frozen=True)
+class Ejection:
+    """An upstream was sent nothing from `since` until `until`; the `row`-th time in a row. `over`: it has returned."""
+
+    since: float
+    until: float
+    reason: str
+    row: int = 1
+    over: bool = False
 
 
 @dataclass(frozen=True)
