@@ -66,6 +66,7 @@ __all__ = [
 ]
 
 DEFAULT_PATH = "/etc/trafficd/trafficd.toml"
+_ON = ("true", "1", "1.0", "yes", "on", "t", "y")  # as pydantic reads it, from a variable, too
 
 
 class Config(BaseSettings):
@@ -157,7 +158,7 @@ def _blind(caddy: object, services: object) -> Iterator[Clash]:
 
 def _judges(service: object) -> Iterator[tuple[str, str]]:
     """The keys of a service that judge answers and mean nothing where none are logged."""
-    if get(get(service, "outliers"), "enabled") in (True, "true"):
+    if str(get(get(service, "outliers"), "enabled")).lower() in _ON:
         yield "outliers", "enabled"
     if any(True for _ in items(get(get(service, "canary"), "metrics"))):
         yield "canary", "metrics"
