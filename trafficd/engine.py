@@ -38,7 +38,7 @@ from trafficd.works import Works
 
 log = logging.getLogger("trafficd.engine")
 
-_TICK = 1.0  # s between decisions while a rollout is live or pending, for the waits that only time can end
+_TICK = 1.0  # s between decisions while a rollout is live or pending or an upstream ejected: what only time can end
 _RETRY = 0.5  # s before a failed write (slots, journal) is tried again
 _AFTER_BUG = 60.0  # s before a decision is tried again that would have broken an invariant
 
@@ -170,7 +170,8 @@ class Engine:
     def _pause(self) -> float | None:
         """How long (s) until the next decision at the latest, if nothing happens."""
         now = time.time()
-        ticks = self.state.live or self.state.pending or self.trouble.lines()
+        ejected = any(upstream.ejected for upstream in self.state.upstreams.values())
+        ticks = self.state.live or self.state.pending or ejected or self.trouble.lines()
         pauses = [_TICK] if ticks else []
         if self._wake_at is not None:
             pauses.append(max(0.0, self._wake_at - now))

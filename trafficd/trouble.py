@@ -18,12 +18,16 @@ class Trouble:
     sites: str = ""  # a site of the service cannot be put back
     counts: str = ""  # what is open cannot be counted
     blind: str = ""  # a canary has traffic, and its answers cannot be read
+    metrics: str = ""  # a canary's metrics from outside that are not known, a line each
+    outliers: str = ""  # an upstream answers badly, and is not ejected
     retired: str = ""  # an instance that should be gone could not be stopped
     journal: str = ""
     bug: str = ""
 
     def lines(self) -> list[str]:
-        known = (self.proxy, self.caddy, self.sites, self.counts, self.blind, self.retired, self.journal, self.bug)
+        traffic = (self.proxy, self.caddy, self.sites, self.counts)
+        judging = (self.blind, *self.metrics.splitlines(), self.outliers)
+        known = (*traffic, *judging, self.retired, self.journal, self.bug)
         return [line for line in known if line]
 
     def say(self, kind: str, text: str) -> None:

@@ -50,6 +50,7 @@ async def test_a_service_and_its_upstreams(home: Home) -> None:
         "health": "up",
         "drained": False,
         "gating": False,
+        "ejected_until": None,
         "reason": "",
         "beside": [],
     }

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from trafficd.child import OUTPUT_LIMIT
 from trafficd.core.place import Expected, worker
-from trafficd.health.command import OUTPUT_LIMIT, CommandProbe
+from trafficd.health.command import CommandProbe
 
 PLACES: Mapping[str, Expected] = {
     worker("a"): Expected("a", "v1"),
@@ -168,7 +169,7 @@ async def test_an_upstream_has_one_at_a_time_and_others_do_not_wait(tmp_path: Pa
 async def test_one_that_cannot_be_killed_is_not_joined_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """It changed its user, or waits for a disk that is gone."""
     run = shell("sleep 0.6", timeout=0.05)
-    monkeypatch.setattr("trafficd.health.command._KILLED_BY", 0.05)
+    monkeypatch.setattr("trafficd.child._KILLED_BY", 0.05)
     with monkeypatch.context() as patched:
         patched.setattr("os.killpg", lambda group, number: None)
         assert await run(A) == "sh did not end within 0.05 s and was killed"

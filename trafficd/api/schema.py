@@ -147,13 +147,16 @@ class UpstreamView(Answer):
     version: str | None
     dial: str | None = Field(description="null: a worker, which has no address")
     spare_dial: str | None
-    ready: bool = Field(description="may receive traffic: in service, not drained, and up")
+    ready: bool = Field(description="may receive traffic: in service, not drained, not ejected, and up")
     weight: int | None = Field(description="slots of the slot table that name it; null: a worker")
     share: float | None = Field(description="its share of the service's traffic, in percent; null: a worker")
     in_flight: int | None = Field(description="requests and streams open now; null: not known, or a worker")
     health: Literal["up", "down", "unknown"]
     drained: bool
     gating: bool
+    ejected_until: float | None = Field(
+        description="seconds since the epoch: answered worse than the others and is sent nothing until then; null: no"
+    )
     reason: str
     beside: list[BesideView] = Field(description="other instances of it: of versions with a share, and warm ones")
 

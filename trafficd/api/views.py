@@ -98,13 +98,14 @@ def _upstream_view(
         version=upstream.version,
         dial=address(upstream.dial),
         spare_dial=upstream.spare_dial,
-        ready=upstream.serving is not None and not upstream.drained and up,
+        ready=upstream.serving is not None and not upstream.drained and not upstream.ejected and up,
         weight=weight if called else None,
         share=_share(weight, total) if called else None,
         in_flight=in_flight.get(upstream.id) if called else None,
         health=pulse.health.value,
         drained=upstream.drained or upstream.serving is None,
         gating=upstream.gating is not None,
+        ejected_until=upstream.ejection.until if upstream.ejection is not None and upstream.ejected else None,
         reason=_reason(engine.state, upstream, pulse.reason),
         beside=[
             schema.BesideView(
@@ -136,6 +137,8 @@ def _reason(state: Service, upstream: Upstream, probe: str) -> str:
         return "out of traffic by a rollout" if address(upstream.dial) else "in the hands of a rollout"
     if probe:
         return probe
+    if upstream.ejection is not None and upstream.ejected:
+        return f"ejected for {max(upstream.ejection.until - time.time(), 0):.0f} s more: {upstream.ejection.reason}"
     if not state.regular(upstream):
         return f"runs {upstream.version}, the stable version is {state.stable}"
     return ""

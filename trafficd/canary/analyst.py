@@ -1,4 +1,5 @@
-"""Reads the access log while some service has a canary, and takes its traffic away when it is worse.
+"""Reads the access log while some service has a canary, and takes its traffic away when it is worse; and for outliers
+(`ejector`), where a service wants that.
 
 Nothing here is on the way of a request, and Caddy does not notice when nobody reads. What cannot be read is no
 evidence, neither for nor against: it is said, and the canary keeps its share.
@@ -18,6 +19,9 @@ from proxy.accessline import Answer
 from proxy.accesslog import Follower, Position
 from proxy.errors import ProxyError
 from trafficd.canary.compare import Arms, Comparison, Settings
+from trafficd.canary.ejector import Ejector
+from trafficd.canary.outside import Outside
+from trafficd.config import ServiceSection
 from trafficd.core.judge import Verdict
 from trafficd.core.judged import Judged, judged
 from trafficd.errors import TrafficdError
@@ -39,6 +43,7 @@ class _Watch:
 
     judged: Judged
     comparison: Comparison
+    outside: Outside
     sampled_at: float = 0.0
     ended: bool = False
 
@@ -49,12 +54,25 @@ class Analyst:
 
     path: Path
     operators: Mapping[str, Operator]
+    _ejector: Ejector = field(init=False)
     _follower: Follower | None = None
     _watches: dict[str, _Watch] = field(default_factory=dict)  # by service
     _recent: dict[str, deque[Answer]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=_KEPT)))
+    _asking: set[asyncio.Task[None]] = field(default_factory=set)  # of metrics from outside, now and just before
+
+    def __post_init__(self) -> None:
+        self._ejector = Ejector(self.operators)
 
     async def run(self) -> None:
         """For ever."""
+        try:
+            await self._turns()
+        finally:
+            for task in self._asking:
+                task.cancel()
+            await asyncio.gather(*self._asking, return_exceptions=True)
+
+    async def _turns(self) -> None:
         while True:
             try:
                 await self._turn()
@@ -65,6 +83,7 @@ class Analyst:
 
     def _say(self, text: str) -> None:
         """Why the answers of the canaries cannot be judged; empty where they can."""
+        self._ejector.blind = text
         for name in self._watches:
             self.operators[name].engine.trouble.say("blind", text and f"the canary is not judged: {text}")
 
@@ -77,14 +96,15 @@ class Analyst:
         for name in self._watches.keys() - wanted.keys():
             self.operators[name].engine.trouble.say("blind", "")
             self.operators[name].engine.judging = False
-            del self._watches[name]
-        if not wanted:
+            self._watches.pop(name).outside.stop()
+        if not wanted and not self._ejector.wanted:
             self._close()
             return
         await self._read()
         now = time.time()
         for name, found in wanted.items():
             await self._judge(self._watch(name, found, now), self.operators[name], now)
+        await self._ejector.turn(time.time())
 
     def _close(self) -> None:
         if self._follower is not None:
@@ -107,6 +127,7 @@ class Analyst:
             watch = self._watches.get(answer.service)
             if watch is not None:
                 watch.comparison.take(answer)
+            self._ejector.take(answer)
             self._recent[answer.service].append(answer)
 
     @property
@@ -120,14 +141,25 @@ class Analyst:
         arms = Arms(frozenset(found.canary), found.stable, frozenset(section.canary.strata))
         watch = self._watches.get(name)
         if watch is None or not _same(watch.judged, found):
-            settings = Settings(section.canary.alpha, section.canary.limit, sticky=section.affinity != "none")
-            watch = self._watches[name] = _Watch(found, Comparison(arms, now, settings, list(self._recent[name])))
+            if watch is not None:
+                watch.outside.stop()
+            comparison = Comparison(arms, now, _settings(section), list(self._recent[name]))
+            watch = _Watch(found, comparison, self._ask(comparison, self.operators[name]))
+            self._watches[name] = watch
             log.info("%s: the canary %s is judged from now on", name, ", ".join(sorted(found.canary)))
         elif watch.judged.step != found.step:
             watch.comparison.begin_step()
         watch.judged = found
         watch.comparison.arms = arms
         return watch
+
+    def _ask(self, comparison: Comparison, operator: Operator) -> Outside:
+        """Begin to ask for the metrics from outside, if there are any."""
+        outside = Outside(comparison, lambda: operator.state, operator.engine.trouble)
+        for task in outside.begin(operator.section.canary.metrics):
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+        return outside
 
     async def _judge(self, watch: _Watch, operator: Operator, now: float) -> None:
         comparison = watch.comparison
@@ -176,6 +208,17 @@ async def _away(operator: Operator, found: Judged, why: str) -> str | None:
         return await operator.abort(live.id, revert=live.policy.auto_revert, actor=_ACTOR, reason=why)
     except TrafficdError as error:
         return str(error)
+
+
+def _settings(section: ServiceSection) -> Settings:
+    canary = section.canary
+    return Settings(
+        canary.alpha,
+        canary.limit,
+        sticky=section.affinity != "none",
+        outside=tuple(metric.name for metric in canary.metrics),
+        required=frozenset(metric.name for metric in canary.metrics if metric.required),
+    )
 
 
 def _same(before: Judged, now: Judged) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from proxy.accessline import Answer
-from trafficd.core.analysis import ERRORS, Analysis, Panel
+from trafficd.core.analysis import ERRORS, Analysis, Counts, Panel
 from trafficd.core.judge import Verdict
 from trafficd.core.latency import Thresholds, freeze
 from trafficd.core.ticks import LONGEST, Arm, Request, Tick, Ticks
@@ -51,11 +51,14 @@ class Arms:
 @dataclass(frozen=True)
 class Settings:
     """`alpha`: false FAILs in all canaries; `limit`: a rate of errors that the canary must not exceed (None: any that
-    the stable version has, too); `sticky`: cookie or client address choose the arm."""
+    the stable version has, too); `sticky`: cookie or client address choose the arm; `outside`: metrics whose counts
+    come through `count`, and `required` those of them that a PASS needs a proof of."""
 
     alpha: float = 0.01
     limit: float | None = None
     sticky: bool = False
+    outside: tuple[str, ...] = ()
+    required: frozenset[str] = frozenset()
 
 
 class Route(NamedTuple):
@@ -91,7 +94,14 @@ class Comparison:
         self._thresholds = freeze(times)
         metrics = () if self._thresholds is None else self._thresholds.metrics
         self._ticks = {USERS: Ticks(self.since, self.settings.sticky)}
-        self._panel = Panel(self.since, alpha=self.settings.alpha, limit=self.settings.limit, latency=metrics)
+        self._panel = Panel(
+            self.since,
+            alpha=self.settings.alpha,
+            limit=self.settings.limit,
+            latency=metrics,
+            outside=self.settings.outside,
+            required=self.settings.required | {ERRORS},
+        )
         self.analysis = self._panel.analyse()
 
     @property
@@ -129,6 +139,11 @@ class Comparison:
     def sample(self, now: float, canary_open: int | None, stable_open: int | None) -> Verdict:
         """What is open on both arms now; None where that is not known, or while the log is behind."""
         self._keep(now, self._panel.sample(now, canary_open, stable_open))
+        return self.analysis.verdict
+
+    def count(self, now: float, metric: str, canary: Counts, stable: Counts) -> Verdict:
+        """Judge what a source outside counted of a metric since the last time."""
+        self._keep(now, self._panel.count(metric, canary, stable))
         return self.analysis.verdict
 
     def begin_step(self) -> None:

@@ -66,6 +66,7 @@ __all__ = [
 ]
 
 DEFAULT_PATH = "/etc/trafficd/trafficd.toml"
+_ON = ("true", "1", "1.0", "yes", "on", "t", "y")  # as pydantic reads it, from a variable, too
 
 
 class Config(BaseSettings):
@@ -91,7 +92,7 @@ class Config(BaseSettings):
     @model_validator(mode="wrap")
     @classmethod
     def _all_faults(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        clashes = list(_between_services(get(value, "services")))
+        clashes = [*_between_services(get(value, "services")), *_blind(get(value, "caddy"), get(value, "services"))]
         return made_or_all_faults(cls.__name__, value, handler, clashes)
 
 
@@ -136,6 +137,31 @@ def _shared_hosts(services: Mapping[str, object]) -> Iterator[Clash]:
                     f"{key[0]} on {key[1]} goes to services.{seen[key]} already",
                 )
             seen.setdefault(key, name)
+
+
+def _blind(caddy: object, services: object) -> Iterator[Clash]:
+    """What is judged by answers that nobody logs."""
+    for name, service in services.items() if isinstance(services, dict) else ():
+        for place in _judges(service):
+            if get(caddy, "access_log") is None:
+                yield (
+                    ("services", name, *place),
+                    "nothing is known of the answers without a log: set caddy.access_log to a file that Caddy may "
+                    "write and trafficd may read",
+                )
+            elif get(service, "route") in ("adopt", "import") or get(service, "control") == "admin":
+                yield (
+                    ("services", name, *place),
+                    'the answers are logged only where route = "own" and control = "slots"; leave it out',
+                )
+
+
+def _judges(service: object) -> Iterator[tuple[str, str]]:
+    """The keys of a service that judge answers and mean nothing where none are logged."""
+    if str(get(get(service, "outliers"), "enabled")).lower() in _ON:
+        yield "outliers", "enabled"
+    if any(True for _ in items(get(get(service, "canary"), "metrics"))):
+        yield "canary", "metrics"
 
 
 def load(path: Path | str) -> Config:

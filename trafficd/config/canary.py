@@ -4,14 +4,16 @@ answers; and what a strategy makes of a policy."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from trafficd.config.faults import Section
+from trafficd.config import metrics
+from trafficd.config.faults import Clash, Section
+from trafficd.config.metrics import MetricSection
 from trafficd.config.values import Positive, Seconds
 from trafficd.core.model import Inconclusive, Order, Policy, Stage
 
@@ -91,6 +93,11 @@ class CanarySection(Section):
     limit: Part | None = None
     on_fail: Literal["abort", "report"] = "abort"
     strata: list[Stratum] = Field(default_factory=list)  # judged beside the users, which have no name
+    metrics: list[MetricSection] = Field(default_factory=list)
+
+    @classmethod
+    def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
+        yield from metrics.twice(given)
 
 
 def too_fine(steps: Sequence[StepSection], slots: int) -> str | None:

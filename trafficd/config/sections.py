@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from trafficd.config import values, workers
-from trafficd.config.canary import CanarySection, Percent, Steps, Terms, plain, shaped, too_fine
+from trafficd.config.canary import CanarySection, Part, Percent, Steps, Terms, plain, shaped, too_fine
 from trafficd.config.faults import Clash, Section, doubles, get, items
 from trafficd.config.pins import PREVIEW, PinName, PinSection, PreviewSection, pin_clashes
 from trafficd.config.values import (
@@ -190,6 +190,16 @@ class MaintenanceSection(Section):
     retry_after: Seconds = 120.0
 
 
+class OutliersSection(Section):
+    """An upstream whose answers are worse than the others' is sent nothing for a while."""
+
+    enabled: bool = False
+    alpha: Part = 0.001  # the rate of false ejections, in an hour of a service whose upstreams are equally good
+    tolerance: Annotated[float, Field(ge=1, le=100)] = 2.0
+    eject_for: Positive = 30.0
+    max_ejected: Parallel = Amount(percent=34)
+
+
 class ServiceSection(Section):
     hosts: list[Annotated[str, AfterValidator(values.host)]] = Field(default_factory=list)
     route: Literal["own", "adopt", "import", "none"] = "own"
@@ -215,6 +225,7 @@ class ServiceSection(Section):
     maintenance: MaintenanceSection = MaintenanceSection()
     verify: VerifySection = VerifySection()
     canary: CanarySection = CanarySection()
+    outliers: OutliersSection = OutliersSection()
     preview: PreviewSection | None = None
     pins: dict[PinName, PinSection] = Field(default_factory=dict)
 

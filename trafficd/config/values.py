@@ -132,6 +132,16 @@ def admin(text: str) -> str:
     return text.rstrip("/") if network else text
 
 
+def url(text: str) -> str:
+    """Where something is asked over HTTP. No user or password in it: it is shown where it cannot be reached."""
+    match = re.fullmatch(
+        r"https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?([/?][\x21\x23-\x7e]*)?", text, re.ASCII
+    )
+    if not match or not 0 < int((match[2] or ":80")[1:]) <= 65535:
+        raise ValueError(f'{text[:80]!r} is not like "http://127.0.0.1:9090/path"; a user and password do not fit in')
+    return text
+
+
 def plain_path(text: str) -> str:
     """A path that goes into Caddy's configuration, where braces are placeholders."""
     if not re.fullmatch(r"/[^{}*\x00-\x1f]*", text) or ".." in text.split("/"):

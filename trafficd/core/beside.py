@@ -45,6 +45,7 @@ def _flipped(upstream: Upstream, rollout: Rollout, at: float) -> Upstream:
         version=rollout.version,
         serving=new.dial,
         unproven=False,
+        ejection=None,
         beside=(*(one for one in upstream.beside if one.dial != new.dial), old),
     )
 

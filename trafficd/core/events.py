@@ -86,6 +86,28 @@ class ReadyEnded:
 
 
 @dataclass(frozen=True)
+class UpstreamEjected:
+    """It answers worse than the others and is sent nothing until then; the `row`-th time in a row."""
+
+    service: str
+    upstream: str
+    until: float
+    reason: str
+    row: int = 1
+    type: Literal["upstream_ejected"] = "upstream_ejected"
+
+
+@dataclass(frozen=True)
+class UpstreamReturned:
+    """An ejected upstream may have traffic again: its time is over, or somebody (`actor`) says so."""
+
+    service: str
+    upstream: str
+    actor: str = ""
+    type: Literal["upstream_returned"] = "upstream_returned"
+
+
+@dataclass(frozen=True)
 class CanarySet:
     service: str
     percent: float
@@ -412,6 +434,8 @@ ServiceEvent = (
     | DrainEnded
     | ReadyRequested
     | ReadyEnded
+    | UpstreamEjected
+    | UpstreamReturned
     | CanarySet
     | ShareSet
     | PinSet

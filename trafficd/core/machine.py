@@ -16,6 +16,7 @@ from trafficd.core import events as ev
 from trafficd.core.model import (
     Abort,
     Direction,
+    Ejection,
     Freeze,
     Gating,
     Maintenance,
@@ -31,6 +32,15 @@ from trafficd.core.model import (
 
 _T = TypeVar("_T")
 _ONCE = (StepKind.BEFORE_ROLLOUT, StepKind.AFTER_ROLLOUT, StepKind.ON_FAILURE)
+_OF_ONE = (  # what happens to an upstream that is there
+    ev.UpstreamRemoved
+    | ev.DrainRequested
+    | ev.DrainEnded
+    | ev.ReadyRequested
+    | ev.ReadyEnded
+    | ev.UpstreamEjected
+    | ev.UpstreamReturned
+)
 
 
 def fold(service: Service, history: Iterable[tuple[float, ev.Event]]) -> Service:
@@ -50,6 +60,8 @@ def advance(service: Service, at: float, event: ev.Event) -> Service:
             | ev.DrainEnded()
             | ev.ReadyRequested()
             | ev.ReadyEnded()
+            | ev.UpstreamEjected()
+            | ev.UpstreamReturned()
         ):
             return _upstream_event(service, at, event)
         case (
@@ -160,9 +172,7 @@ def _upstream_event(service: Service, at: float, event: ev.ServiceEvent) -> Serv
             serving=event.dial,
         )
         return _put(service, added)
-    if not isinstance(
-        event, ev.UpstreamRemoved | ev.DrainRequested | ev.DrainEnded | ev.ReadyRequested | ev.ReadyEnded
-    ):
+    if not isinstance(event, _OF_ONE):
         return service
     upstream = service.upstreams.get(event.upstream)
     if upstream is None:
@@ -178,6 +188,8 @@ def _upstream_event(service: Service, at: float, event: ev.ServiceEvent) -> Serv
             return _put(service, replace(upstream, gating=gating))
         case ev.ReadyEnded():
             return _put(service, _readied(upstream, event.ok))
+        case ev.UpstreamEjected() | ev.UpstreamReturned():
+            return _put(service, replace(upstream, ejection=_ejection(upstream.ejection, at, event)))
         case ev.DrainEnded():
             return service
 
@@ -196,7 +208,15 @@ def _readied(upstream: Upstream, ok: bool) -> Upstream:
         version=gating.version,
         serving=gating.dial,
         unproven=False,
+        ejection=None,
     )
+
+
+def _ejection(before: Ejection | None, at: float, event: ev.UpstreamEjected | ev.UpstreamReturned) -> Ejection | None:
+    """What is remembered of it: nothing where somebody has looked at the upstream and let it in again."""
+    if isinstance(event, ev.UpstreamEjected):
+        return Ejection(at, event.until, event.reason, event.row)
+    return None if before is None or event.actor else replace(before, until=max(at, before.until), over=True)
 
 
 def _put(service: Service, upstream: Upstream) -> Service:
@@ -401,7 +421,15 @@ def _moved(upstream: Upstream, task: Task, dial: str) -> Upstream:
     spare = upstream.spare_dial
     if dial == spare:
         spare = upstream.dial
-    return replace(upstream, dial=dial, spare_dial=spare, version=task.new_version, serving=dial, unproven=False)
+    return replace(
+        upstream,
+        dial=dial,
+        spare_dial=spare,
+        version=task.new_version,
+        serving=dial,
+        unproven=False,
+        ejection=None,
+    )
 
 
 def _step_ended(service: Service, rollout: Rollout, at: float, event: ev.StepEnded) -> Service:

@@ -199,6 +199,13 @@ class Upstream:
         """The instance of this version beside the serving one, if it is there to stay."""
         return next((one for one in self.beside if one.version == version and not one.retiring), None)
 
+    ejection: Ejection | None = None  # the last one, over or not
+
+    @property
+    def ejected(self) -> bool:
+        """Whether it is out of traffic because it answered worse than the others."""
+        return self.ejection is not None and not self.ejection.over
+
 
 @dataclass(frozen=True)
 class Gating:
@@ -208,6 +215,17 @@ class Gating:
     swapped: bool
     version: str | None
     dial: str
+
+
+@dataclass(frozen=True)
+class Ejection:
+    """An upstream was sent nothing from `since` until `until`; the `row`-th time in a row. `over`: it has returned."""
+
+    since: float
+    until: float
+    reason: str
+    row: int = 1
+    over: bool = False
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from trafficd.core.model import (
     Wait,
     World,
 )
+from trafficd.core.outliers import returned
 from trafficd.core.revert import due, ending, orphans
 from trafficd.core.routing import available, route
 from trafficd.core.strategy import forward_steps
@@ -57,7 +58,8 @@ class Decision:
 def decide(service: Service, world: World, now: float, terms: queue.Terms | None = None) -> Decision:
     """The next decision for one service. A rollout that waits begins by `terms`, and not at all without."""
     routing = route(service, world)
-    event: ev.Event | None = queue.next_event(service, world, now, terms) or beside.next_event(service, now)
+    event: ev.Event | None = returned(service, now) or queue.next_event(service, world, now, terms)
+    event = event or beside.next_event(service, now)
     rollout, wake_at = service.live, beside.wake_at(service)
     if rollout is None:
         return Decision(routing.weights, routing.panic, event, pins=routing.pins, wake_at=wake_at)

@@ -6,7 +6,7 @@ Rules, in order:
    stable one or takes part in a live rollout is a candidate.
 3. Candidates that are up share equally, but for the slow start of those that were just put back. When all of them
    look dead the routing stays as it is: probes that see nobody alive are more often wrong than right (the panic
-   threshold).
+   threshold). An ejected one (`outliers`) counts as not up, unless no other is.
 4. Versions beside the stable one have their own shares, of whole slots, rounded down: never more, whatever happens to
    the stable ones. While a rollout moves a share, the others have no more than what it leaves.
 5. When there is no candidate at all, whoever serves now keeps serving: old news beats no answer.
@@ -154,8 +154,10 @@ def _alive(
 ) -> tuple[list[Upstream], str | None]:
     """The candidates that are up; where none is, whoever of `fallback` the proxy sends to now."""
     up = [u for u in candidates if world.up(u.id)]
+    if kept := [u for u in up if not u.ejected]:
+        return kept, None
     if up:
-        return up, None
+        return up, f"only upstreams that were ejected are up ({', '.join(u.id for u in up)}), so they serve"
     kept = _current(fallback, world)
     if not any(world.health.get(u.id) is Health.DOWN for u in candidates):
         return kept, None  # none in service, or none probed yet

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from trafficd.core import events as ev
 from trafficd.core.drain import DrainVerdict, Open
-from trafficd.core.model import Cut, Health, Order, Rollout, Service, StepKind, Task, Upstream
+from trafficd.core.model import Cut, Health, Order, Rollout, Service, StepKind, Task, Upstream, World
 from trafficd.core.place import address, worker
 from trafficd.core.routing import available, route
 from trafficd.errors import ConflictError, GateError, InvalidError, ProxyUnavailableError
@@ -126,6 +127,9 @@ class UpstreamRequests(Requests):
             return await self._ready_in_rollout(name, version, dial, wait=wait)
         swapped = version not in (None, upstream.version) or dial not in (None, upstream.dial)
         if not swapped and upstream.serving is not None and not upstream.drained:
+            if upstream.ejected:
+                event = ev.UpstreamReturned(self.state.name, name, actor or "an operator")
+                await self.engine.record(event, lambda _: self._upstream(name).ejected)
             return await self._ready_already(upstream, wait=wait)
         target, runs = dial or upstream.dial, version or upstream.version
         # Named again, an instance may have been replaced by the same version: let it prove itself.
@@ -144,6 +148,11 @@ class UpstreamRequests(Requests):
 
         await self.engine.record(ev.ReadyRequested(self.state.name, name, target, runs, whole, actor), check)
         return await self._gated(name, target, runs) if wait else self._upstream(name)
+
+    async def eject(self, event: ev.UpstreamEjected, holds: Callable[[Service, World], bool]) -> None:
+        """Take an upstream out of traffic for a while, if that still holds at the moment of journalling."""
+        await self.engine.record(event, lambda state: holds(state, self.engine.world()))
+        await self.engine.routed_or_raise()
 
     async def _gated(self, name: str, target: str, version: str | None) -> Upstream:
         """Wait for the end of this gate; another one, or a drain, may take its place."""
