@@ -10,7 +10,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from trafficd.core.place import Expected, expected, worker
 from trafficd.core.reconcile import Configured, reconcile, strangers
 from trafficd.engine import Engine, Parts
 from trafficd.errors import ConfigError
+from trafficd.health.checks import PreviewChecks
 from trafficd.health.command import CommandProbe
 from trafficd.health.probe import Check, HttpProbe
 from trafficd.link import Link, Linked
@@ -168,6 +169,7 @@ class Composer:
             slots=section.slots,
             slow_start=section.slow_start,
             judged=self._logged(section),
+            check=_preview_checks(name, section),
             foreign=partial(self._foreign, name),
         )
 
@@ -204,6 +206,14 @@ def _refuse_other_kind(engine: Engine, section: ServiceSection) -> None:
             f"services.{engine.name}.route: rollout {live.id} began {'without' if section.routed else 'with'} "
             f"addresses for {', '.join(names)}: put route back as it was until it has ended"
         )
+
+
+def _preview_checks(name: str, section: ServiceSection) -> PreviewChecks:
+    checks = section.preview.checks if section.preview is not None else []
+    base, verify = _check(section), tls_context(name, section)
+    return PreviewChecks(
+        [HttpProbe(replace(base, path=one.path, status=frozenset(one.status)), verify=verify) for one in checks]
+    )
 
 
 def _check(section: ServiceSection) -> Check:

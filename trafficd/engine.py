@@ -59,7 +59,7 @@ class Parts:
     healthy_deadline: float
     terms: Terms  # the policy of a rollout that was queued, once it begins
     foreign: Callable[[str], str | None] = lambda dial: None  # whose of another service an address is, in words
-    check: Probe | None = None  # the preview checks
+    check: Probe | None = None  # the preview checks of a new instance
     slots: int = 100
     slow_start: float = 0.0  # s in which what is put back into traffic gets its full weight
     judged: bool = False  # whether the answers of a canary can be judged

@@ -118,6 +118,7 @@ class Terms:
     max_time: float
     on_inconclusive: Inconclusive
     keep_old: float
+    checks: bool  # there are preview checks
     percent: float | None = None  # rainbow
 
 
@@ -137,7 +138,13 @@ def shaped(policy: Policy, strategy: str, terms: Terms) -> Policy:
                 watch_time=max(policy.watch_time, policy.min_healthy_time),
             )
         case _:
-            beside = replace(policy, order=Order.START_FIRST, beside=True, on_inconclusive=terms.on_inconclusive)
+            beside = replace(
+                policy,
+                order=Order.START_FIRST,
+                beside=True,
+                on_inconclusive=terms.on_inconclusive,
+                checks=terms.checks,
+            )
             stages = _stages(strategy, terms, policy.watch_time)
             keeps = strategy == "rainbow"
             return replace(beside, stages=stages, keeps=keeps, keep_old=terms.keep_old, watch_time=0.0)

@@ -317,6 +317,7 @@ class ServiceSection(Section):
                 max_time=canary.step_max_time,
                 on_inconclusive=canary.on_inconclusive,
                 keep_old=wanted.keep_old,
+                checks=self.preview is not None and bool(self.preview.checks),
                 percent=overrides.percent,
             ),
         )

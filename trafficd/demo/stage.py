@@ -50,7 +50,7 @@ class Stage:
     swap: str | None = None  # TOML of [services.web.swap]; None: the command of the demo
     swap_options: Sequence[str] = ()
     start_options: Sequence[str] = ()
-    spares: bool = False  # a second address for every upstream
+    spares: bool = False  # a second address for every upstream, and old instances beside new ones are stopped
     slots: int = 100
     looked_at: str = "/v1/services/web"
     caddy: str = ""  # more lines for [caddy]
@@ -96,7 +96,8 @@ class Stage:
         )
         argv = [sys.executable, "-m", "trafficd.demo.replace", str(self.app_directory), *self.swap_options]
         stands = f'listen = ["127.0.0.1:{self.public}"]' if self.stands is None else self.stands
-        swap = self.swap or f'driver = "command"\ncommand = {argv!r}'
+        retire = f"\nretire = {argv!r}" if self.spares else ""
+        swap = self.swap or f'driver = "command"\ncommand = {argv!r}{retire}'
         return f"""
 [daemon]
 state_dir = "{self.directory}/state"

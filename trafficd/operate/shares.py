@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from trafficd.core import events as ev
 from trafficd.core.model import Service
 from trafficd.core.routing import instances
-from trafficd.errors import ConflictError, InvalidError
+from trafficd.errors import ConflictError, InvalidError, NotFoundError
 from trafficd.operate.requests import Requests
 
 log = logging.getLogger("trafficd.operate")
@@ -85,6 +85,12 @@ class ShareRequests(Requests):
     async def pin(self, pin: str, version: str | None, *, actor: str = "") -> None:
         """Lead requests with this pin to a version; None: to where all others go."""
         self._require_route("pin")
+        if pin not in self.section.all_pins:
+            configured = ", ".join(self.section.all_pins) or "none"
+            raise NotFoundError(
+                f"service {self.state.name} has no pin {pin!r} ({configured} in its configuration): add "
+                f"[services.{self.state.name}.pins.{pin}] with a header or cookie and its values"
+            )
 
         def check(state: Service) -> bool:
             self._refuse_left(state)
