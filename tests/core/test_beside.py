@@ -313,6 +313,19 @@ def test_hold_takes_the_only_instance_out_and_lets_requests_wait() -> None:
     assert share(sim) == 1
 
 
+def test_a_hold_that_lasted_longer_than_requests_may_wait_is_said() -> None:
+    for seconds, told in ((29.0, False), (31.0, True)):
+        sim = fleet_of(1)
+        start(sim, Policy(min_ready=0, hold_for=30.0), strategy="hold")
+        while sim.service.live is not None:
+            sim.settle()
+            for step in sim.running():
+                sim.now += seconds if step.key.kind is StepKind.SWAP else 0
+                sim.perform(step.key)
+        assert sim.service.rollout is not None
+        assert ("try_duration" in sim.service.rollout.reason) is told
+
+
 def test_watching_comes_right_after_an_instance_has_traffic() -> None:
     for order in Order:
         steps = forward_steps(Policy(order=order, watch_time=5.0, retires=True))

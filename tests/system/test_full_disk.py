@@ -34,7 +34,7 @@ async def stage() -> AsyncIterator[Stage]:
     os.truncate(image, 16 * 1024 * 1024)
     run("mkfs.ext4", "-q", "-m", "0", str(image))
     run("mount", "-o", "loop", str(image), str(state))
-    stage = Stage(directory=directory, instances=4, settings=QUICK, swap_options=("v2=--warm-up 3",))
+    stage = Stage(directory=directory, instances=4, settings=QUICK, spares=True, swap_options=("v2=--warm-up 3",))
     stage.start_instances()
     stage.start_daemon()
     yield stage
@@ -78,6 +78,27 @@ async def test_an_abort_moves_traffic_on_a_full_disk(stage: Stage) -> None:
     assert (shares["c"], shares["d"]) == (50, 50)
     async with httpx.AsyncClient(trust_env=False) as public:
         answers = [(await public.get(stage.url)).headers["X-App-Version"] for _ in range(30)]
+    assert set(answers) == {"v1"}
+    for path in (stage.directory / "state").glob("fill"):
+        path.unlink()
+    (stage.directory / "state" / "rest").unlink(missing_ok=True)
+    assert (await ended(stage, rollout))["state"] == "reverted"
+    client.close()
+
+
+async def test_a_canary_loses_its_traffic_on_a_full_disk(stage: Stage) -> None:
+    await stage.wait_ready()
+    client = stage.client()
+    wanted = {"version": "v3", "strategy": "canary", "steps": [{"percent": 25, "gate": True}]}
+    rollout = str((await asyncio.to_thread(client.call, "POST", "/v1/services/web/rollouts", wanted))["id"])
+    async with asyncio.timeout(60):
+        while not service(stage)["rollout"]["waits_for_promote"]:
+            await asyncio.sleep(0.05)
+    fill(stage.directory / "state")
+    answer = await asyncio.to_thread(client.call, "POST", f"/v1/rollouts/{rollout}/abort", {})
+    assert "not in the journal yet" in answer["warning"]
+    async with httpx.AsyncClient(trust_env=False) as public:
+        answers = [(await public.get(stage.url)).headers["X-App-Version"] for _ in range(100)]
     assert set(answers) == {"v1"}
     for path in (stage.directory / "state").glob("fill"):
         path.unlink()

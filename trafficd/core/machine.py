@@ -443,6 +443,8 @@ def _step_ended(service: Service, rollout: Rollout, at: float, event: ev.StepEnd
     rollout = replace(rollout, steps=steps)
     if not event.ok and event.step is StepKind.AFTER_ROLLOUT:
         rollout = replace(rollout, warnings=(*rollout.warnings, f"after_rollout: {event.reason}"))
+    if event.ok and event.step is StepKind.ADMIT and (warning := _held_too_long(rollout, key, at)):
+        rollout = replace(rollout, warnings=(*rollout.warnings, warning))
     task = _task(rollout, key)
     if task is None:
         if not event.ok and event.step in (StepKind.BEFORE_ROLLOUT, StepKind.PREPARE):
@@ -451,6 +453,19 @@ def _step_ended(service: Service, rollout: Rollout, at: float, event: ev.StepEnd
             rollout = _failed(rollout, failure)
         return replace(service, rollout=rollout)
     return _task_step_ended(service, rollout, task, event)
+
+
+def _held_too_long(rollout: Rollout, admit: StepKey, at: float) -> str:
+    """That requests had to wait at the proxy for longer than they may, in words."""
+    drain = admit._replace(kind=StepKind.DRAIN)
+    since = next((step.started_at for step in reversed(rollout.steps) if step.key == drain), at)
+    most = rollout.policy.hold_for
+    if most is None or at - since <= most:
+        return ""
+    return (
+        f"{admit.upstream} was out of traffic for {at - since:.1f} s, and requests wait for {most:g} s at most "
+        "(try_duration): those that came first were answered 502 or 503"
+    )
 
 
 def _failed(rollout: Rollout, reason: str) -> Rollout:
