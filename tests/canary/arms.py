@@ -9,17 +9,22 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+P99 = 4.605  # of an exponential distribution, in means
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
 
 @dataclass
 class Instance:
     """Answers `/healthz` 200 always, and everything else by `mode`: "ok", "errors" (500, so often), "hang", "truncate",
-    "slow" (0.3 s)."""
+    "slow" (0.3 s), "tail" (so often three times `pace`'s p99).
+
+    `pace` (s) is the mean time of an answer, exponentially distributed; 0: at once.
+    """
 
     mode: str = "ok"
     rate: float = 1.0  # of what is done by the mode; the rest is answered well
     seed: int = 7
+    pace: float = 0.0
     seen: int = 0  # requests, health checks left out
     last_at: float = 0.0  # when the last of them came, by the loop's clock
     dial: str = ""
@@ -78,10 +83,15 @@ class Instance:
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nhello")
                 await writer.drain()
                 return False
+            case "tail":
+                await asyncio.sleep(3 * P99 * self.pace)
+                writer.write(ANSWER)
             case "slow":
                 await asyncio.sleep(0.3)
                 writer.write(ANSWER)
             case _:
+                if self.pace and not head.startswith(b"GET /healthz"):
+                    await asyncio.sleep(self._chance.expovariate(1 / self.pace))
                 writer.write(ANSWER)
         await writer.drain()
         return True
