@@ -78,10 +78,10 @@ def retire_event(service: Service, at: float, event: ev.RetireStarted | ev.Retir
 
 
 def next_event(service: Service, now: float) -> ev.RetireStarted | None:
-    """The next instance that has been kept warm for long enough, if any."""
-    live = service.live
+    """The next instance that has been kept warm for long enough, if any. What has a share is no warm one any more."""
+    live, parts = service.live, service.parts()
     for upstream, one in service.besides():
-        wanted = live is not None and live.policy.beside and one.version == live.version
+        wanted = one.version in parts or (live is not None and live.policy.beside and one.version == live.version)
         if one.keep_until is not None and one.keep_until <= now and not one.retiring and not wanted:
             return ev.RetireStarted(service.name, upstream.id, one.dial, f"kept long enough: {one.version}")
     return None

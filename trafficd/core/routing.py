@@ -118,7 +118,12 @@ def _pins(service: Service, world: World) -> dict[str, dict[str, int]]:
     live = service.live
     if live is not None and live.policy.beside and not live.failing:
         pinned.setdefault(PREVIEW, live.version)
-    found = {pin: _equal(_up(service, version, world)) for pin, version in pinned.items()}
+    stable = [u for u in service.upstreams.values() if u.version == service.stable and service.regular(u)]
+    home = _dials([u for u in stable if not u.drained and world.up(u.id)])
+    found = {
+        pin: _equal(home if version == service.stable else _up(service, version, world))
+        for pin, version in pinned.items()
+    }
     return {pin: weights for pin, weights in found.items() if weights}
 
 
