@@ -163,7 +163,8 @@ def queue_waits(state: Service) -> list[schema.WaitView]:
 def current_view(engine: Engine, rollout: Rollout) -> schema.RolloutView:
     """A rollout that matters now, with what it waits for."""
     pending = rollout.phase is Phase.PENDING
-    return rollout_view(rollout, queue_waits(engine.state) if pending else [wait_view(wait) for wait in engine.waits])
+    waits = [] if pending else engine.decide().waits  # as things are after what was just asked
+    return rollout_view(rollout, queue_waits(engine.state) if pending else [wait_view(wait) for wait in waits])
 
 
 def rollout_view(rollout: Rollout, waits: Sequence[schema.WaitView] = ()) -> schema.RolloutView:

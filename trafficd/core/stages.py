@@ -115,4 +115,5 @@ def wait(rollout: Rollout, world: World, now: float) -> Wait | None:
         what = f"{stage.min_time:g} s at {percent} to pass{said}"
         return Wait(None, what, since, since + stage.min_time, since + stage.min_time)
     until = None if stage.max_time is None else since + stage.max_time
-    return Wait(None, f"a verdict at {percent}: {_why(finding, world)}. {_PERSON}", since, until)
+    what = f"a verdict at {percent}: {_why(finding, world)}. `trafficd promote` gives it all traffic without one"
+    return Wait(None, what, since, until)
