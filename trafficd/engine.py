@@ -22,6 +22,7 @@ from trafficd.core import invariants
 from trafficd.core.addresses import holder
 from trafficd.core.analysis import Analysis
 from trafficd.core.health import Pulse
+from trafficd.core.judge import Verdict
 from trafficd.core.judged import Judged
 from trafficd.core.model import Finding, Health, Service, Wait, World
 from trafficd.core.plan import Decision, decide
@@ -300,15 +301,18 @@ class Engine:
 
     # -- judging ---------------------------------------------------------------------------------------
 
-    def judge(self, analysis: Analysis, judged: Judged) -> None:
-        """Take what the judge says now."""
+    def judge(self, analysis: Analysis, judged: Judged, *, acts: bool = True) -> None:
+        """Take what the judge says now. Where it only reports, a FAIL leaves a rollout without a verdict."""
         self.analysis, self.judging = analysis, True
         if judged.rollout is None:
             self.finding = None
             return
         before = self.finding
-        self.finding = Finding(judged.rollout, judged.stage, analysis.verdict, analysis.why)
-        if before is None or (before.stage, before.verdict) != (judged.stage, analysis.verdict):
+        verdict, why = analysis.verdict, analysis.why
+        if verdict is Verdict.FAIL and not acts:
+            verdict, why = Verdict.HOLD, f'it would FAIL, and on_fail = "report" ({why})'
+        self.finding = Finding(judged.rollout, judged.stage, verdict, why)
+        if before is None or (before.stage, before.verdict) != (judged.stage, verdict):
             self.wake()
 
     # -- events ----------------------------------------------------------------------------------------

@@ -165,6 +165,7 @@ def test_nothing_goes_on_over_a_fail_whoever_promotes() -> None:
     start(sim, canary((Stage(5, gate=True), Stage(100))), strategy="canary")
     advance_to(sim, 0)
     sim.record(ev.GatePassed("web", "r1", 0))
+    sim.record(ev.Promoted("web", "r1"))
     sim.now += 1000
     assert sim.settle().event is None
     assert share(sim) == Fraction(1, 20)

@@ -167,7 +167,7 @@ class Analyst:
             watch.sampled_at = now
             await self._sample(comparison, operator)
         comparison.pass_time(now)
-        operator.engine.judge(comparison.analysis, watch.judged)
+        operator.engine.judge(comparison.analysis, watch.judged, acts=operator.section.canary.on_fail == "abort")
         if comparison.analysis.verdict is not Verdict.FAIL or watch.ended:
             return
         watch.ended = True

@@ -29,7 +29,7 @@ def next_event(rollout: Rollout, world: World, now: float) -> ev.Event | None:
         return _begin(rollout, 0)
     stage, number = stage_of(rollout), rollout.stage
     last = len(rollout.policy.stages) - 1
-    if stage is None:
+    if stage is None or _failed(rollout, world):
         return None
     if rollout.promoted and number < last:
         return _begin(rollout, last)
@@ -64,7 +64,7 @@ def _begin(rollout: Rollout, number: int) -> ev.StageStarted:
 def _outcome(rollout: Rollout, stage: Stage, world: World, now: float) -> bool | str:
     """Whether the stage is over; or, in words, why the rollout is."""
     finding = finding_of(rollout, world)
-    if finding is not None and finding.verdict is Verdict.FAIL:
+    if _failed(rollout, world):
         return False
     if rollout.passed >= (rollout.stage or 0):
         return True
@@ -81,6 +81,12 @@ def _outcome(rollout: Rollout, stage: Stage, world: World, now: float) -> bool |
     if rollout.policy.on_inconclusive is Inconclusive.PROMOTE:
         return True
     return f"no verdict at {stage.percent:g} % within {stage.max_time:g} s: {_why(finding, world)}"
+
+
+def _failed(rollout: Rollout, world: World) -> bool:
+    """A FAIL of an earlier stage counts too: it is latched, and its abort is on its way."""
+    finding = world.finding
+    return finding is not None and finding.rollout == rollout.id and finding.verdict is Verdict.FAIL
 
 
 def finding_of(rollout: Rollout, world: World) -> Finding | None:
