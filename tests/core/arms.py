@@ -30,10 +30,15 @@ def binomial(random: Random, total: int, part: float) -> int:
 
 
 def seconds_until(
-    verdict: Verdict, random: Random, canary: tuple[int, float], stable: tuple[int, float], at_most: int = 1000
+    verdict: Verdict,
+    random: Random,
+    canary: tuple[int, float],
+    stable: tuple[int, float],
+    at_most: int = 1000,
+    judge: Judge | None = None,
 ) -> int:
     """Ticks of 1 s until a judge says so, or `at_most`; each arm is (requests a second, part of bad ones)."""
-    judge = Judge()
+    judge = judge or Judge()
     for second in range(1, at_most):
         bad = binomial(random, *canary), binomial(random, *stable)
         if judge.tick(canary[0], bad[0], stable[0], bad[1]) is verdict:
@@ -53,11 +58,11 @@ def arrivals(random: Random, mean: float) -> int:
 
 
 def seconds_in_ticks(
-    verdict: Verdict, random: Random, rates: tuple[float, float], bad: tuple[float, float], alpha: float, at_most: int
+    verdict: Verdict, random: Random, rates: tuple[float, float], bad: tuple[float, float], judge: Judge, at_most: int
 ) -> int:
-    """Seconds until a judge says so, or `at_most`, however thin the traffic is: ticks close as `core.ticks` says, at
+    """Seconds until `judge` says so, or `at_most`, however thin the traffic is: ticks close as `core.ticks` says, at
     the end of a second. The canary goes first: requests a second, and parts of bad ones."""
-    judge, open_tick, began = Judge(alpha), [0, 0, 0, 0], 0
+    open_tick, began = [0, 0, 0, 0], 0
     for second in range(1, at_most):
         for arm, (rate, part) in enumerate(zip(rates, bad, strict=True)):
             count = arrivals(random, rate)
@@ -118,9 +123,9 @@ def same(seed: int, seconds: int) -> Same:
     return Same(random, seconds, random.choice((5, 20, 60)), random.uniform(0, 0.05), random.choice((3, 50, 2000)))
 
 
-def judge_all(ticks: Iterator[Tick]) -> Judge:
+def judge_all(ticks: Iterator[Tick], held_back: float = 0.0) -> Judge:
     """A judge that has looked after every tick, until it failed."""
-    judge = Judge()
+    judge = Judge(held_back=held_back)
     for tick in ticks:
         bad = tick.bad.get("errors", NONE_BAD)
         judge.tick(tick.canary, bad.canary, tick.stable, bad.stable, canary_repeats=bad.canary_repeats)

@@ -45,7 +45,8 @@ def test_errors_fail_alone_and_the_numbers_are_told() -> None:
     panel = Panel(0.0, latency=LATENCY)
     analysis = panel.tick(tick(0, 100, 1900, errors=Bad(canary=3)))
     assert analysis.verdict is Verdict.FAIL
-    assert analysis.why == "errors: of the canary's requests 3 of 100 were bad, of the stable 0 of 1900 (E = 381)"
+    # Three quarters of 381, which a judge that holds nothing back has, and the quarter that is held back.
+    assert analysis.why == "errors: of the canary's requests 3 of 100 were bad, of the stable 0 of 1900 (E = 286)"
     assert analysis.metrics[0].canary == Counts(100, 3)
     for second in range(60):
         analysis = panel.tick(tick(second, errors=Bad(stable=20)))
@@ -56,7 +57,7 @@ def test_errors_fail_alone_and_the_numbers_are_told() -> None:
 
 
 def test_half_of_alpha_is_for_errors() -> None:
-    """2 bad of 100 and one more later: E = 107, which a judge with all of alpha would fail."""
+    """2 bad of 100 and one more later: E = 121, which a judge with all of alpha would fail."""
     panel = Panel(0.0)
     panel.tick(tick(0, 100, 1900, errors=Bad(canary=2)))
     analysis = panel.tick(tick(1, 40, 160, errors=Bad(canary=1)))
@@ -78,9 +79,9 @@ def test_a_pass_waits_while_another_metric_leans_towards_fail() -> None:
     for second in range(60):
         panel.tick(tick(second))
     analysis = panel.count("orders", Counts(100, 3), Counts(1900, 0))
-    assert analysis.others == pytest.approx((381 + 1) / 2, rel=0.01)
+    assert analysis.others == pytest.approx((286 + 1) / 2, rel=0.01)
     assert analysis.verdict is Verdict.HOLD
-    assert analysis.why == "orders leans towards a canary that is worse (E = 381)"
+    assert analysis.why == "orders leans towards a canary that is worse (E = 286)"
     analysis = panel.count("orders", Counts(100, 3), Counts(1900, 0))
     assert analysis.verdict is Verdict.FAIL
     assert analysis.why.startswith("orders: of the canary's requests 6 of 200 were bad, of the stable 0 of 3800")

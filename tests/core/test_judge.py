@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.core.arms import judge_all, same, seconds_until
 from trafficd.core.evidence import log_normaliser
 from trafficd.core.judge import BETTER_BETS, WORSE_BETS, AbsoluteLimit, Judge, Verdict
+from trafficd.core.renewal import HELD_BACK
 
 Counts = tuple[int, int, int, int]
 
@@ -319,17 +320,18 @@ def test_total_failure_fails_in_the_first_tick() -> None:
     assert {seconds_until(Verdict.FAIL, random, (10, 1.0), (190, 0.01)) for _ in range(50)} == {1}
 
 
-def false_alarms(canaries: int, seconds: int) -> list[int]:
+def false_alarms(canaries: int, seconds: int, held_back: float) -> list[int]:
     """The seeds of those A/A canaries that failed."""
-    return [seed for seed in range(canaries) if judge_all(same(seed, seconds).ticks()).failed]
+    return [seed for seed in range(canaries) if judge_all(same(seed, seconds).ticks(), held_back).failed]
 
 
 def test_false_alarms_are_rare_quickly() -> None:
-    assert len(false_alarms(40, 120)) <= 1
+    assert len(false_alarms(40, 120, 0.0)) <= 1
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_false_alarms_are_rare() -> None:
+@pytest.mark.parametrize("held_back", [0.0, HELD_BACK])
+def test_false_alarms_are_rare(held_back: float) -> None:
     """The simulation has teeth: with one bad request a client in each arm, and not over both, 756 of these fail."""
-    assert len(false_alarms(1000, 600)) <= 15
+    assert len(false_alarms(1000, 600, held_back)) <= 15

@@ -7,6 +7,8 @@ import pytest
 from trafficd.core.forecast import Traffic, seconds_to_fail, seconds_to_pass
 from trafficd.core.outlook import outlook
 
+ERRORS = 0.01 / 2 * 3 / 4  # what errors alone have of alpha, from the start
+
 
 @pytest.mark.parametrize(("bad", "worse"), [(0.0, 0.01), (0.004, 0.014), (0.02, 0.06), (0.5, 1.0)])
 def test_three_times_the_errors_and_at_least_a_point_more(bad: float, worse: float) -> None:
@@ -17,8 +19,8 @@ def test_each_share_has_the_time_of_its_own_traffic() -> None:
     found = outlook(200, 0.01, 300)
     assert [one.percent for one in found.shares] == [1, 5, 25, 50]
     of_five = found.shares[1]
-    assert of_five.worse == seconds_to_fail(Traffic(200, 0.05, 0.01, 0.03), alpha=0.005)
-    assert of_five.broken == seconds_to_fail(Traffic(200, 0.05, 0.01, 1.0), alpha=0.005)
+    assert of_five.worse == seconds_to_fail(Traffic(200, 0.05, 0.01, 0.03), alpha=ERRORS)
+    assert of_five.broken == seconds_to_fail(Traffic(200, 0.05, 0.01, 1.0), alpha=ERRORS)
     assert of_five.good == seconds_to_pass(Traffic(200, 0.05, 0.01, 0.01))
 
 
@@ -29,7 +31,7 @@ def test_the_smallest_share_that_is_in_time_is_suggested() -> None:
     for percent, in_time in ((found.suggested, True), (found.suggested - 1, False)):
         share = percent / 100
         times = (
-            seconds_to_fail(Traffic(50, share, 0.001, 0.011), alpha=0.005),
+            seconds_to_fail(Traffic(50, share, 0.001, 0.011), alpha=ERRORS),
             seconds_to_pass(Traffic(50, share, 0.001, 0.001)),
         )
         assert all(time is not None and time <= 300 for time in times) == in_time

@@ -2,8 +2,9 @@
 
 FAIL when the errors' own evidence reaches 2/alpha, so that the trip wire keeps its speed, or when the mean of all other
 metrics' evidence does (a mean of e-values is one): together a canary that is no worse in any of them fails with
-probability at most alpha. FAIL is latched. PASS when each metric in `required` has a proof of its own, and the others
-do not lean towards FAIL. HOLD otherwise.
+probability at most alpha. FAIL is latched. A part of each metric's evidence is held back for what breaks late (see
+`renewal`). PASS when each metric in `required` has a proof of its own, and the others do not lean towards FAIL. HOLD
+otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 from trafficd.core.in_flight import InFlight
 from trafficd.core.judge import AbsoluteLimit, Judge, Proof, Verdict, within_0_and_1
+from trafficd.core.renewal import HELD_BACK
 from trafficd.core.ticks import NONE_BAD, Tick
 
 ERRORS = "errors"
@@ -83,7 +85,7 @@ class Panel:
     in_flight: InFlight = field(init=False)
     _judges: dict[str, Judge] = field(init=False)
     _counted: dict[str, Counted] = field(init=False)
-    _limit: AbsoluteLimit | None = field(init=False)
+    _limit: AbsoluteLimit | None = field(default=None, init=False)
     _failed: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
@@ -97,7 +99,8 @@ class Panel:
         self._judges = {name: self._judge(name) for name in names}
         self._counted = {name: Counted() for name in names}
         self.in_flight = InFlight(self._judge(IN_FLIGHT))
-        self._limit = None if self.limit is None else AbsoluteLimit(self.limit, self.alpha / 2)
+        if self.limit is not None:
+            self._limit = AbsoluteLimit(self.limit, self.alpha / 2, held_back=HELD_BACK)
 
     def _judge(self, name: str) -> Judge:
         odds, margin = 1.0, self.margin
@@ -105,7 +108,7 @@ class Panel:
             odds, margin = LATENCY_ODDS, max(LATENCY_MARGIN, self.margin)
         elif name == IN_FLIGHT:
             odds, margin = IN_FLIGHT_ODDS, max(IN_FLIGHT_ODDS, self.margin)
-        return Judge(self.alpha / 2, odds, beta=self.beta, margin=margin, p_max=self.p_max)
+        return Judge(self.alpha / 2, odds, beta=self.beta, margin=margin, p_max=self.p_max, held_back=HELD_BACK)
 
     def tick(self, tick: Tick) -> Analysis:
         """Judge the requests of one tick; by latency only once the canary's caches have had time to warm up."""
@@ -134,6 +137,8 @@ class Panel:
         """The next share of traffic wants its own PASS; what speaks against the canary is kept."""
         for judge in (*self._judges.values(), self.in_flight.judge):
             judge.begin_step()
+        if self._limit is not None:
+            self._limit.begin_step()
 
     def _take(self, name: str, canary: Counts, stable: Counts, repeats: int) -> None:
         self._judges[name].tick(*canary, *stable, canary_repeats=repeats)

@@ -22,6 +22,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from trafficd.core.evidence import Bets, log_binomial_factor, log_normalisers
+from trafficd.core.renewal import STEP, RenewedBets
 
 WORSE_BETS = (1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 BETTER_BETS = (2 / 3, 1 / 2, 1 / 4)
@@ -51,7 +52,8 @@ class Judge:
     """One metric's test. `alpha` bounds false FAILs, `beta` false PASSes by each proof; odds are ratios of odds.
 
     `tolerated_odds`: how much worse a canary may be without FAIL; `margin`: how much worse is ruled out by a PASS;
-    `p_max`: the rate of bad requests below which a PASS needs no comparison. Raises ValueError for values out of range.
+    `p_max`: the rate of bad requests below which a PASS needs no comparison. `held_back`: the part of the evidence
+    against the canary that is kept for what breaks late (see `renewal`). Raises ValueError for values out of range.
     """
 
     alpha: float = 0.01
@@ -59,8 +61,9 @@ class Judge:
     beta: float = field(default=0.05, kw_only=True)
     margin: float = field(default=2.0, kw_only=True)
     p_max: float = field(default=0.01, kw_only=True)
+    held_back: float = field(default=0.0, kw_only=True)
     failed: bool = field(default=False, init=False)
-    _worse: Bets = field(init=False)
+    _worse: RenewedBets = field(init=False)
     _better: Bets = field(init=False)
     _rare: Bets = field(init=False)
     _odds: frozenset[float] = field(init=False)
@@ -72,7 +75,7 @@ class Judge:
             raise ValueError(
                 f"0 < tolerated_odds <= margin must hold, but they are {self.tolerated_odds:g} and {self.margin:g}"
             )
-        self._worse = Bets(WORSE_BETS)
+        self._worse = RenewedBets(WORSE_BETS, self.held_back)
         self._better = Bets(BETTER_BETS)
         self._rare = Bets(tuple(part * self.p_max for part in RARE_BETS))
         worse = {bet * self.tolerated_odds for bet in WORSE_BETS}
@@ -103,7 +106,8 @@ class Judge:
             bets.multiply(canary_bad * math.log(bet) - z[bet * null] + z[null] for bet in bets.bets)
 
     def begin_step(self) -> None:
-        """A new step wants its own PASS; the evidence against the canary is kept."""
+        """A new step wants its own PASS; the evidence against the canary is kept, and more of it staked anew."""
+        self._worse.stake(STEP)
         self._better.begin()
         self._rare.begin()
 
@@ -140,14 +144,15 @@ class AbsoluteLimit:
 
     limit: float
     alpha: float = 0.01
+    held_back: float = field(default=0.0, kw_only=True)
     failed: bool = field(default=False, init=False)
-    _above: Bets = field(init=False)
+    _above: RenewedBets = field(init=False)
 
     def __post_init__(self) -> None:
         within_0_and_1("limit", self.limit)
         within_0_and_1("alpha", self.alpha)
         odds = self.limit / (1 - self.limit)
-        self._above = Bets(tuple(bet * odds / (1 + bet * odds) for bet in WORSE_BETS))
+        self._above = RenewedBets(tuple(bet * odds / (1 + bet * odds) for bet in WORSE_BETS), self.held_back)
 
     def tick(self, canary_total: int, canary_bad: int) -> Verdict:
         """Take the canary's requests of one tick. Raises ValueError as `Judge.tick` does."""
@@ -157,6 +162,10 @@ class AbsoluteLimit:
         )
         self.failed = self.failed or self._above.log_evidence >= -math.log(self.alpha)
         return self.verdict
+
+    def begin_step(self) -> None:
+        """More of the evidence is staked anew."""
+        self._above.stake(STEP)
 
     @property
     def evidence(self) -> float:

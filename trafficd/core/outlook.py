@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from trafficd.core.forecast import Traffic, seconds_to_fail, seconds_to_pass
+from trafficd.core.renewal import HELD_BACK
 
 WORSE = 3.0
 AT_LEAST = 0.01
+ERRORS_PART = 0.5 * (1 - HELD_BACK)  # of alpha: the half that errors have, of which a part is held back for later
 PERCENTS = (1.0, 5.0, 25.0, 50.0)
 _CANDIDATES = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 50.0)
 
@@ -43,7 +45,7 @@ def outlook(rate: float, bad: float, within: float, *, alpha: float = 0.01, slot
 
     def at(percent: float) -> At:
         def fails(part: float) -> float | None:
-            return seconds_to_fail(Traffic(rate, percent / 100, bad, part), alpha=alpha / 2)  # errors have half of it
+            return seconds_to_fail(Traffic(rate, percent / 100, bad, part), alpha=alpha * ERRORS_PART)
 
         return At(percent, fails(worse_bad), fails(1.0), seconds_to_pass(Traffic(rate, percent / 100, bad, bad)))
 
