@@ -31,8 +31,8 @@ from dataclasses import dataclass, field
 
 from trafficd.core.evidence import Bets
 
-# Chosen by simulation: a quarter takes 4 % longer at the start, where a half takes 8 %. A HALF of 60 to 1200 ticks differs
-# by 2 s for 10 % errors after an hour, and staking once a minute in place of each tick is 3 to 5 s later at any time.
+# Chosen by simulation, 10 % errors beside 1 %: a quarter is 4 % later at the start, where a half is 8 %. With a HALF of
+# 60 to 1200 ticks it is 14 to 16 s after an hour. Staked once a minute, and not each tick, it would be 2 to 5 s later.
 HELD_BACK = 1 / 4
 HALF = 600  # ticks
 STEP = 60  # ticks whose stakes are laid at once when a step begins: a new share is a likely time to break
