@@ -29,6 +29,7 @@ class HealthMonitor:
         self._interval, self._rise, self._fall = interval, rise, fall
         self._on_change = on_change
         self._pulses: dict[str, Pulse] = {}
+        self._down: dict[str, float] = {}  # since when (s since the epoch)
         self._dials: dict[str, str] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -65,6 +66,10 @@ class HealthMonitor:
     def health(self) -> dict[str, Health]:
         return {name: pulse.health for name, pulse in self._pulses.items()}
 
+    def down_since(self) -> dict[str, float]:
+        """Since when (s since the epoch) those are down that are."""
+        return {name: at for name, at in self._down.items() if self.pulse(name).health is Health.DOWN}
+
     def pulse(self, name: str) -> Pulse:
         return self._pulses.get(name, Pulse())
 
@@ -85,6 +90,7 @@ class HealthMonitor:
         before = self.pulse(name)
         after = self._pulses[name] = before.probe(failure, rise=self._rise, fall=self._fall)
         if after.health is not before.health:
+            self._down[name] = time.time()
             self._on_change(name, after)
 
     async def aclose(self) -> None:

@@ -91,7 +91,11 @@ def file_path(value: object) -> object:
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(parse_duration), Field(json_schema_extra={"examples": ["10s", "250ms"]})]
+Seconds = Annotated[
+    float,
+    BeforeValidator(parse_duration, json_schema_input_type=float | str),
+    Field(json_schema_extra={"examples": ["10s", "250ms"]}),
+]
 Positive = Annotated[Seconds, Field(gt=0)]
 Count = Annotated[Amount, BeforeValidator(parse_amount, json_schema_input_type=int | str)]
 Parallel = Annotated[Count, AfterValidator(_at_least_one)]

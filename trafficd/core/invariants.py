@@ -12,7 +12,7 @@ S8  A rollout ends, and a revert begins, only when no step is running.
 S9  Succeeded means: every upstream of the rollout runs its version, and serves unless an operator drained it.
 S10 A rollout begins only when none is live.
 S12 Nothing is retired while it has weight, and nothing that serves ever.
-S13 A share grows only while every instance beside is admitted, and never over a FAIL.
+S13 A share grows only while every instance beside is admitted and up, and never over a FAIL.
 S11 A take-over takes nothing out of traffic: neither where the old rollout is stopped nor where the new one begins.
 """
 
@@ -25,6 +25,7 @@ from trafficd.core.judge import Verdict
 from trafficd.core.machine import advance
 from trafficd.core.model import Direction, Phase, Rollout, Service, StepKind, Task, World
 from trafficd.core.routing import available, route
+from trafficd.core.stages import not_up
 
 
 class InvariantError(AssertionError):
@@ -52,7 +53,7 @@ def check(service: Service, world: World, event: ev.Event | None) -> None:
         case ev.RolloutEnded() | ev.RevertStarted():
             _require(not rollout.running_steps(), "S8", "steps are still running")
             if isinstance(event, ev.RolloutEnded) and event.state is Phase.SUCCEEDED:
-                _check_success(service, rollout)
+                _check_success(service, world, rollout)
         case _:
             pass
 
@@ -149,6 +150,8 @@ def _check_stage(service: Service, world: World, rollout: Rollout, event: ev.Sta
         if name in service.upstreams and service.upstreams[name].other(rollout.version) is None
     ]
     _require(not missing, "S13", f"{', '.join(missing)} has no instance of {rollout.version} beside it")
+    down = not_up(service, rollout.version, world)
+    _require(not down, "S13", f"{', '.join(down)} is not up, and {rollout.version} would get {event.percent:g} %")
     finding = world.finding
     failed = finding is not None and finding.rollout == rollout.id and finding.verdict is Verdict.FAIL
     grows = event.percent > rollout.policy.stages[rollout.stage].percent if rollout.stage is not None else True
@@ -156,7 +159,9 @@ def _check_stage(service: Service, world: World, rollout: Rollout, event: ev.Sta
     _require(not rollout.failing, "S13", "the rollout fails, and its version would get a share")
 
 
-def _check_success(service: Service, rollout: Rollout) -> None:
+def _check_success(service: Service, world: World, rollout: Rollout) -> None:
+    down = not_up(service, rollout.version, world) if rollout.policy.beside else []
+    _require(not down, "S13", f"{', '.join(down)} is not up, and would have all traffic of {rollout.version}")
     for name in rollout.upstreams:
         upstream = service.upstreams.get(name)
         if upstream is not None and rollout.policy.beside:

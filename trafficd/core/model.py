@@ -457,6 +457,7 @@ class World:
     how far the slow start of an address is (1 to `FULL`; not named: it is over), and what the judge says."""
 
     health: Mapping[str, Health] = field(default_factory=dict)
+    down_since: Mapping[str, float] = field(default_factory=dict)  # s since the epoch, of what is down
     shares: Mapping[str, int] = field(default_factory=dict)
     warmth: Mapping[str, int] = field(default_factory=dict)
     slots: int = 100

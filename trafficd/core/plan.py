@@ -128,15 +128,17 @@ def _forward(service: Service, rollout: Rollout, world: World, now: float) -> ev
         if waiting:
             return event
     if all(task.done for task in _forward_tasks(service, rollout)) and not _pending(service, rollout):
-        return _after_tasks(rollout, world, now)
+        return _after_tasks(service, rollout, world, now)
     return _begin(service, rollout, _pending(service, rollout), world, now)
 
 
-def _after_tasks(rollout: Rollout, world: World, now: float) -> ev.Event | None:
+def _after_tasks(service: Service, rollout: Rollout, world: World, now: float) -> ev.Event | None:
     """All instances are there: those beside the old ones get their share, stage by stage. The end makes them the
     serving ones, and the old ones warm."""
-    event = stages.next_event(rollout, world, now) if rollout.policy.beside else None
-    return event if event is not None or not stages.over(rollout, world, now) else _finish(rollout)
+    if not rollout.policy.beside:
+        return _finish(rollout)
+    event = stages.next_event(service, rollout, world, now)
+    return event if event is not None or not stages.over(service, rollout, world, now) else _finish(rollout)
 
 
 def _finish(rollout: Rollout) -> ev.Event | None:
@@ -329,7 +331,7 @@ def _waits(service: Service, rollout: Rollout, world: World, now: float) -> tupl
     waits = [_step_wait(service, rollout, step, now) for step in rollout.running_steps()]
     if rollout.paused:
         waits.append(Wait(None, "paused: `trafficd resume` goes on, `trafficd abort` gives up", rollout.changed_at))
-    elif not waits and (stage := stages.wait(rollout, world, now)) is not None:
+    elif not waits and (stage := stages.wait(service, rollout, world, now)) is not None:
         waits.append(stage)
     elif not waits and any(one.retiring for _, one in service.besides()):
         waits.append(Wait(None, "an instance of an older version to be retired", rollout.changed_at))

@@ -5,14 +5,18 @@ deadline it does what `on_inconclusive` says. A gate goes on when somebody promo
 waits gives the new version all traffic at once. A FAIL is not decided here: it aborts, first in line, whatever waits;
 but nothing ever goes on over one.
 
-Invariant: the share only grows, and a version with a FAIL never gets more.
+Nor does anything go on while a new instance is down: who has its share does not tell how it would do with more. Where
+all of them are down, or one for as long as a gate may take, the rollout is given up.
+
+Invariant: the share only grows, a version with a FAIL never gets more, and nobody flips to what is down.
 """
 
 from __future__ import annotations
 
 from trafficd.core import events as ev
 from trafficd.core.judge import Verdict
-from trafficd.core.model import Finding, Inconclusive, Rollout, Stage, Wait, World
+from trafficd.core.model import Finding, Health, Inconclusive, Rollout, Service, Stage, Wait, World
+from trafficd.core.routing import instances
 
 _PERSON = "`trafficd promote` goes on, `trafficd abort` gives up"
 
@@ -23,8 +27,12 @@ def stage_of(rollout: Rollout) -> Stage | None:
     return None if rollout.stage is None or rollout.stage >= len(stages) else stages[rollout.stage]
 
 
-def next_event(rollout: Rollout, world: World, now: float) -> ev.Event | None:
+def next_event(service: Service, rollout: Rollout, world: World, now: float) -> ev.Event | None:
     """What is to be journalled next about the stages; None while one lasts, and after the last."""
+    if (gone := _gone(service, rollout, world, now)) is not None:
+        return ev.FailureNoted(rollout.service, rollout.id, gone)
+    if not_up(service, rollout.version, world):
+        return None
     if rollout.stage is None:
         return _begin(rollout, 0)
     stage, number = stage_of(rollout), rollout.stage
@@ -41,8 +49,10 @@ def next_event(rollout: Rollout, world: World, now: float) -> ev.Event | None:
     return _begin(rollout, number + 1) if number < last else None
 
 
-def over(rollout: Rollout, world: World, now: float) -> bool:
-    """Whether the last stage has had its time, and its verdict where it wants one."""
+def over(service: Service, rollout: Rollout, world: World, now: float) -> bool:
+    """Whether the last stage has had its time, and its verdict where it wants one, with all new instances up."""
+    if not_up(service, rollout.version, world):
+        return False
     stage = stage_of(rollout)
     if stage is None or rollout.stage != len(rollout.policy.stages) - 1:
         return not rollout.policy.stages
@@ -83,6 +93,27 @@ def _outcome(rollout: Rollout, stage: Stage, world: World, now: float) -> bool |
     return f"no verdict at {stage.percent:g} % within {stage.max_time:g} s: {_why(finding, world)}"
 
 
+def not_up(service: Service, version: str, world: World) -> list[str]:
+    """Where a version beside the stable one should be up, and is not, as far as it takes part."""
+    return [dial for key, dial in instances(service, version) if not world.up(key)]
+
+
+def _gone(service: Service, rollout: Rollout, world: World, now: float) -> str | None:
+    """Why the new version is none to go on with, in words: its instances are down."""
+    found = dict(instances(service, rollout.version))
+    since = {
+        dial: world.down_since.get(key, now) for key, dial in found.items() if world.health.get(key) is Health.DOWN
+    }
+    # Where the old ones look dead as well, it may be that nobody can be seen.
+    others = any(world.up(u.id) for u in service.upstreams.values() if u.serving and service.regular(u))
+    if since and len(since) == len(found) and others:
+        return f"all new instances are down: {', '.join(since)}"
+    late = [dial for dial, at in since.items() if now - at >= rollout.policy.healthy_deadline]
+    if late:
+        return f"{', '.join(late)} is down for {rollout.policy.healthy_deadline:g} s (healthy_deadline)"
+    return None
+
+
 def _failed(rollout: Rollout, world: World) -> bool:
     """A FAIL of an earlier stage counts too: it is latched, and its abort is on its way."""
     finding = world.finding
@@ -107,9 +138,16 @@ def _why(finding: Finding | None, world: World) -> str:
     return finding.why if finding is not None else "no answers were read"
 
 
-def wait(rollout: Rollout, world: World, now: float) -> Wait | None:
+def wait(service: Service, rollout: Rollout, world: World, now: float) -> Wait | None:
     """What the stage waits for."""
-    stage = stage_of(rollout)
+    if not rollout.policy.beside:
+        return None
+    stage, down = stage_of(rollout), not_up(service, rollout.version, world)
+    if down and (stage is not None or all(task.done for task in rollout.forward.values())):
+        found = instances(service, rollout.version)
+        first = min(world.down_since.get(key, now) for key, dial in found if dial in down)
+        what = f"{', '.join(down)} to be up again: nothing goes on before ({rollout.version} is down there)"
+        return Wait(None, what, first, first + rollout.policy.healthy_deadline)
     if stage is None:
         return None
     since, percent = rollout.stage_at, f"{stage.percent:g} %"
