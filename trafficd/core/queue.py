@@ -199,7 +199,7 @@ def _begin(service: Service, pending: Rollout, world: World, terms: Terms) -> ev
     policy = terms(pending.strategy, pending.overrides, len(service.upstreams))
     if isinstance(policy, str):
         return _fails(pending, f"{policy}; nothing was touched")
-    problem = hopeless(service, policy, world)
+    problem = unfit(service, pending.version, policy) or hopeless(service, policy, world)
     if problem is not None and not takes_over(service):
         return _fails(pending, f"{problem}; nothing was touched")
     return started(
@@ -246,6 +246,31 @@ def started(
         supersedes=supersedes,
         back_to=service.stable if mixed else None,
     )
+
+
+def unfit(service: Service, version: str, policy: Policy) -> str | None:
+    """Why a version cannot be put beside the stable one now, or None."""
+    if not policy.beside:
+        return None
+    others = sorted({v for v in (*service.carried, service.mixing) if v is not None and v != service.stable})
+    if others:
+        return (
+            f"{service.name} serves {', '.join(others)} beside {service.stable or 'its stable version'}, since a "
+            f"rollout did not come to its end: `trafficd rollback {service.name}` or a rolling deploy first"
+        )
+    if not policy.keeps:
+        return None
+    if version == service.stable:
+        return f"{version} is the stable version of {service.name}, and has what the others leave: no share of its own"
+    percent = policy.stages[-1].percent
+    taken = {name: part for name, part in service.parts().items() if name != version}
+    if sum(taken.values()) + percent > 100:
+        said = ", ".join(f"{name} {part:g} %" for name, part in taken.items())
+        return (
+            f"{percent:g} % cannot be had beside {said}: lower one (`trafficd share {service.name} VERSION PERCENT`), "
+            "or ask for less"
+        )
+    return None
 
 
 def hopeless(service: Service, policy: Policy, world: World) -> str | None:

@@ -59,16 +59,16 @@ class RolloutRequests(Requests):
             self._refuse_left(state)
             if tuple(state.upstreams) != names or (state.stable, state.carried) != (before.stable, before.carried):
                 raise ConflictError(f"the upstreams of {state.name} were changed at the same moment; try again")
-            self._refuse_now(state, policy, back=back)
+            self._refuse_now(state, version, policy, back=back)
 
         await self.engine.record(event, check)
         return self.rollout(rollout_id)
 
-    def refuse_start(self, strategy: str = "rolling", overrides: RolloutOverrides | None = None) -> None:
+    def refuse_start(self, version: str, strategy: str = "rolling", overrides: RolloutOverrides | None = None) -> None:
         """Refuse at once what `start` would refuse if it were asked now. Raises `ConflictError`, `InvalidError`."""
         policy = self._policy(strategy, overrides)
         self._refuse_left(self.state)
-        self._refuse_now(self.state, policy, back=False)
+        self._refuse_now(self.state, version, policy, back=False)
 
     def refuse_busy(self) -> None:
         """Refuse what must not be done beside a rollout. Raises `ConflictError`."""
@@ -94,12 +94,11 @@ class RolloutRequests(Requests):
             raise InvalidError(f"order: {self.state.name} is a service of workers, which have no second address")
         return policy
 
-    def _refuse_now(self, state: Service, policy: Policy, *, back: bool) -> None:
+    def _refuse_now(self, state: Service, version: str, policy: Policy, *, back: bool) -> None:
         """What the state forbids, apart from the queue."""
         self._refuse_uncountable()
         _refuse_second(state, back=back)
-        if policy.beside:
-            _refuse_mixed(state)
+        _refuse(queue.unfit(state, version, policy))
         if not back:
             _refuse_frozen(state, time.time())
         _refuse(queue.hopeless(state, policy, self.engine.world()))
@@ -121,6 +120,12 @@ class RolloutRequests(Requests):
             self._refuse_left(state)
             _refuse_frozen(state, time.time())
             _refuse(queue.cramped(state, policy))
+            older = state.pending
+            if policy.beside and older is not None and older.supersedes is not None:
+                raise ConflictError(
+                    f"rollout {older.id} is pending and takes over from {older.supersedes}; {wish.strategy} begins "
+                    f"beside one stable version and cannot take its place: wait until {older.id} has begun"
+                )
             if live is None or state.live is None:
                 return
             if state.live.id != live.id:
@@ -314,16 +319,6 @@ def _refuse_second(state: Service, *, back: bool) -> None:
         raise ConflictError(
             f"rollout {pending.id} to {pending.version} is pending; one at a time: `trafficd resume {pending.id}`, "
             f"`trafficd abort {pending.id}`, or repeat with --queue to take its place"
-        )
-
-
-def _refuse_mixed(state: Service) -> None:
-    """A version can be put beside one stable version, and not beside the leavings of rollouts."""
-    others = sorted({v for v in (*state.carried, state.mixing) if v is not None and v != state.stable})
-    if others:
-        raise ConflictError(
-            f"{state.name} serves {', '.join(others)} beside {state.stable or 'its stable version'}, since a rollout "
-            f"did not come to its end: `trafficd rollback {state.name}` or a rolling deploy first"
         )
 
 

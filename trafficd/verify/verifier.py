@@ -98,7 +98,7 @@ class Verifier:
             how = "in maintenance" if state.maintenance is not None else "held"
             raise ConflictError(f"{service} is {how}, so its upstreams get no requests that could be verified")
         if wish.version is not None:
-            operator.refuse_start(wish.strategy, wish.rollout)
+            operator.refuse_start(wish.version, wish.strategy, wish.rollout)
             return
         operator.refuse_busy()
         if len(serving(state)) < 2:
