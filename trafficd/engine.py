@@ -93,6 +93,7 @@ class Engine:
             holder=self._holder,
             check=parts.check or _unchecked,
             fall=parts.fall,
+            occupied=self._occupied,
         )
         self.works = Works(
             self.ledger,
@@ -193,6 +194,7 @@ class Engine:
         """What is known of the world now."""
         return World(
             health=self.monitor.health(),
+            down_since=self.monitor.down_since(),
             shares=self.parts.pool.shares(),
             warmth=self._warming.warmth(time.time(), self._candidates()),
             slots=self.parts.slots,
@@ -291,7 +293,22 @@ class Engine:
     def _holder(self, upstream: str, dial: str) -> str | None:
         """Whose an address is, if it is another upstream's, in words."""
         name = holder(self.state, dial, but=upstream)
-        return self.parts.foreign(dial) if name is None else f"upstream {name}"
+        if name is not None:
+            return f"upstream {name}"
+        own = self.state.upstreams.get(upstream)
+        other = next((one for one in own.beside if one.dial == dial), None) if own is not None else None
+        if other is not None:
+            return f"the instance of {other.version} that runs beside {upstream}"
+        return self.parts.foreign(dial)
+
+    def _occupied(self, upstream: str) -> str | None:
+        """What stays at an upstream's second address, if anything, and what can be done about that, in words."""
+        own = self.state.upstreams.get(upstream)
+        other = next((one for one in own.beside if one.dial == own.spare_dial), None) if own is not None else None
+        if other is None:
+            return None
+        stop = f"`trafficd retire {self.name} {other.version}` stops it"
+        return f"{other.version} runs at its spare_dial {other.dial} ({stop})"
 
     async def routed_or_raise(self) -> None:
         """Like `routed`, but a failure is the caller's to hear of."""

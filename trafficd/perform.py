@@ -47,7 +47,8 @@ class Hands:
     `routed` returns when the proxy has the routing that the journal calls for. `admitted` says that an
     upstream (or an instance beside it: `Beside.key`) passed its gate and may be taken for up at its address. `holder`
     says, in words, which other upstream has an address. `check` makes the preview checks of an address; `fall` is how
-    many bad probes in a row mean that an instance is down.
+    many bad probes in a row mean that an instance is down. `occupied` says, in words, what has the second
+    address of an upstream.
     """
 
     pool: Pool
@@ -59,6 +60,7 @@ class Hands:
     holder: Callable[[str, str], str | None]
     check: Probe
     fall: int
+    occupied: Callable[[str], str | None]
 
 
 async def perform(hands: Hands, rollout: Rollout, record: StepRecord, *, resumed: bool) -> Done:
@@ -223,14 +225,9 @@ async def _drive(hands: Hands, rollout: Rollout, record: StepRecord, task: Task,
     if address(task.old_dial) is None:
         outcome = replace(outcome, dial=None)  # a program that serves others too may name one; a worker has none
     if outcome.ok and not retire and (outcome.dial or task.new_dial) is None:
-        return Done(
-            Outcome(
-                False,
-                f"start_first needs an address for the new instance of {task.upstream}: set its "
-                "spare_dial, or let the driver print TRAFFICD_DIAL=host:port",
-                outcome.output,
-            )
-        )
+        why = hands.occupied(task.upstream) or "set its spare_dial"
+        needs = f"there is no address for the new instance of {task.upstream} beside the old one: {why}"
+        return Done(Outcome(False, f"{needs}, or let the driver print TRAFFICD_DIAL=host:port", outcome.output))
     refusal = None if retire or not outcome.ok else _unusable(hands, rollout, task, outcome.dial)
     return Done(outcome if refusal is None else Outcome(False, refusal, outcome.output))
 

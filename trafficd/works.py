@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from trafficd.core import events as ev
-from trafficd.core.model import Beside, Gating, Policy, Rollout, Service, StepKey, StepRecord, Upstream
+from trafficd.core.model import Beside, Gating, Policy, Rollout, Service, StepKey, StepKind, StepRecord, Upstream
 from trafficd.core.queue import Terms
 from trafficd.errors import TrafficdError
 from trafficd.ledger import Ledger
@@ -60,7 +60,8 @@ class Works:
         self._terms = terms
         self._trouble = trouble
         self._gates: dict[str, tuple[Gating, asyncio.Task[None]]] = {}
-        self._retirements: dict[str, asyncio.Task[None]] = {}  # by address
+        self._retirements: dict[str, asyncio.Task[None]] = {}  # by upstream: no two commands work on one at once
+        self._unstopped: dict[tuple[str, str], str] = {}  # (upstream, address): what may still run there, in words
         self._retired_before: frozenset[str] = frozenset()
         self._resumed: frozenset[StepKey] = frozenset()
 
@@ -152,6 +153,9 @@ class Works:
         # journalled but never folded would be waited for until the daemon is restarted.
         work.ending = True
         await self._ledger.insist(event)
+        if key.kind is StepKind.SWAP and done.outcome.ok and self._unstopped:
+            self._unstopped = {place: text for place, text in self._unstopped.items() if place[0] != key.upstream}
+            self._say_unstopped()
         self.steps.pop(key, None)
         self._resumed -= {key}  # the next rollout may have a step of this name
 
@@ -159,9 +163,9 @@ class Works:
 
     def _retire(self) -> None:
         for upstream, one in self._ledger.state.besides():
-            if one.retiring and one.dial not in self._retirements:
+            if one.retiring and upstream.id not in self._retirements:
                 task = asyncio.create_task(self._retired(upstream.id, one), name=f"retire {upstream.id} {one.dial}")
-                self._retirements[one.dial] = task
+                self._retirements[upstream.id] = task
 
     async def _retired(self, upstream: str, one: Beside) -> None:
         service, resumed = self._ledger.state.name, one.dial in self._retired_before
@@ -176,16 +180,23 @@ class Works:
             log.exception("%s: retire %s", service, one.dial)
             done = Done(Outcome(False, f"unexpected {type(error).__name__}: {error}"))
         reason = done.outcome.reason
+        self._unstopped.pop((upstream, one.dial), None)
         if not done.outcome.ok:
-            self._trouble.say(
-                "retired", f"{one.version} of {upstream} at {one.dial} may still run, stop it by hand: {reason}"
+            self._unstopped[upstream, one.dial] = (
+                f"{one.version} of {upstream} at {one.dial} may still run, stop it by hand (this is said until "
+                f"{upstream} is replaced the next time): {reason}"
             )
-        elif self._trouble.retired:
-            self._trouble.say("retired", "")
+        self._say_unstopped()
         event = ev.RetireEnded(service, upstream, one.dial, done.outcome.ok, reason, done.cut)
         await self._ledger.insist(event)
-        self._retirements.pop(one.dial, None)
+        self._retirements.pop(upstream, None)
         self._retired_before -= {one.dial}
+        self._retire()  # another one of this upstream may have waited
+
+    def _say_unstopped(self) -> None:
+        upstreams = self._ledger.state.upstreams
+        self._unstopped = {key: text for key, text in self._unstopped.items() if key[0] in upstreams}
+        self._trouble.say("retired", "\n".join(text.replace("\n", " ") for text in self._unstopped.values()))
 
     # -- ready by hand ---------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from trafficd.core.invariants import InvariantError
 from trafficd.core.judge import Verdict
 from trafficd.core.model import (
     Beside,
+    Direction,
     Health,
     Inconclusive,
     Order,
@@ -30,6 +31,7 @@ from trafficd.core.model import (
     World,
 )
 from trafficd.core.plan import Decision, decide
+from trafficd.core.reconcile import Configured, reconcile
 from trafficd.core.routing import PREVIEW, route
 from trafficd.core.strategy import forward_steps
 
@@ -327,6 +329,20 @@ def test_a_hold_that_lasted_longer_than_requests_may_wait_is_said() -> None:
         assert ("try_duration" in sim.service.rollout.reason) is told
 
 
+def test_a_hold_whose_old_instance_came_back_too_late_is_said_as_well() -> None:
+    sim = fleet_of(1)
+    sim.fate = lambda key: "broken" if (key.kind, key.direction) == (StepKind.GATE, Direction.FORWARD) else "ok"
+    start(sim, Policy(min_ready=0, hold_for=30.0), strategy="hold")
+    while sim.service.live is not None:
+        sim.settle()
+        for step in sim.running():
+            sim.now += 20 if step.key.kind is StepKind.SWAP else 0
+            sim.perform(step.key)
+    assert sim.service.rollout is not None
+    assert sim.service.rollout.phase is Phase.REVERTED
+    assert any("40.0 s" in warning and "try_duration" in warning for warning in sim.service.rollout.warnings)
+
+
 def test_watching_comes_right_after_an_instance_has_traffic() -> None:
     for order in Order:
         steps = forward_steps(Policy(order=order, watch_time=5.0, retires=True))
@@ -340,6 +356,58 @@ def test_an_instance_that_dies_while_it_is_watched_brings_the_old_version_back()
     start(sim, Policy(watch_time=5.0))
     assert sim.run().phase is Phase.REVERTED
     assert len(kinds(sim, ev.TaskStarted)) == 2, "one there, one back, and no other was touched"
+
+
+# -- down ----------------------------------------------------------------------------------------------
+
+
+def test_nobody_flips_to_new_instances_that_died() -> None:
+    sim = fleet_of(2, spare=True)
+    start(sim, canary((Stage(100, 60),)), strategy="blue_green")
+    advance_to(sim, 0)
+    for dial in ("10.0.0.1:81", "10.0.0.2:81"):
+        del sim.fleet.running[dial]
+    sim.probe()
+    assert sim.run().phase is Phase.REVERTED
+    assert share(sim, "v1") == 1
+
+
+def test_where_nobody_can_be_seen_the_new_version_is_not_blamed_at_once() -> None:
+    sim = fleet_of(2, spare=True)
+    start(sim, canary((Stage(50, 60, gate=True), Stage(100))), strategy="canary")
+    advance_to(sim, 0)
+    sim.health = dict.fromkeys(sim.health, Health.DOWN)
+    assert sim.settle().event is None
+    assert sim.service.live is not None
+    assert not sim.service.live.failing
+
+
+# -- configuration -------------------------------------------------------------------------------------
+
+
+def test_what_runs_beside_an_upstream_is_kept_where_its_description_changes() -> None:
+    sim = fleet_of(2, spare=True)
+    past: list[ev.Event] = [
+        ev.UpstreamAdded("web", u.id, u.dial, u.version, u.spare_dial, configured=True)
+        for u in sim.service.upstreams.values()
+    ]
+    start(sim, canary((Stage(100),)), strategy="blue_green")
+    sim.run()
+    before = {(u.id, one) for u, one in sim.service.besides()}
+    # As it runs now is how it is described from now on; and b goes.
+    changes = reconcile(sim.service, past, [Configured("a", "10.0.0.1:81", "v2", "10.0.0.1:80")])
+    assert any("v1 at 10.0.0.2:80" in note for note in changes.notes)
+    for event in changes.events:
+        sim.record(event)
+    a = sim.service.upstreams["a"]
+    assert (a.serving, a.version, a.spare_dial) == ("10.0.0.1:81", "v2", "10.0.0.1:80")
+    assert {(u.id, one) for u, one in sim.service.besides()} == {one for one in before if one[0] == "a"}
+    # Described with its addresses in the old order, what runs stays where it is.
+    changes = reconcile(sim.service, past + list(changes.events), [Configured("a", "10.0.0.1:80", "v1", "10.0.0.1:81")])
+    for event in changes.events:
+        sim.record(event)
+    assert sim.service.upstreams["a"].serving == "10.0.0.1:81"
+    assert {(u.id, one) for u, one in sim.service.besides()} == {one for one in before if one[0] == "a"}
 
 
 # -- shares --------------------------------------------------------------------------------------------

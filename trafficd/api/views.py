@@ -115,7 +115,7 @@ def _upstream_view(
                 share=_share(shares.get(one.dial, 0), total),
                 in_flight=in_flight.get(one.key(upstream.id)),
                 health=engine.monitor.pulse(one.key(upstream.id)).health.value,
-                keep_until=one.keep_until,
+                keep_until=None if one.version in engine.state.parts() else one.keep_until,
                 retiring=one.retiring,
             )
             for one in upstream.beside

@@ -6,6 +6,7 @@ warm one. It goes by being retired: it gets no traffic from the moment that is j
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from trafficd.core import events as ev
@@ -15,7 +16,10 @@ from trafficd.core.model import Beside, Rollout, Service, Task, Upstream
 def admitted(upstream: Upstream, rollout: Rollout, task: Task) -> Upstream:
     """The upstream with the task's new instance beside the serving one."""
     assert task.new_dial is not None, "an admitted task has its address"
-    new = Beside(task.new_dial, rollout.version, rollout.id)
+    warm = next((one for one in upstream.beside if one.dial == task.new_dial), None)
+    # What was warm is so again where the rollout does not make it.
+    until = None if warm is None or warm.version != rollout.version else warm.keep_until
+    new = Beside(task.new_dial, rollout.version, rollout.id, keep_until=until)
     rest = tuple(one for one in upstream.beside if one.dial != new.dial)
     return replace(upstream, beside=(*rest, new))
 
@@ -25,11 +29,39 @@ def without(upstream: Upstream, dial: str) -> Upstream:
     return replace(upstream, beside=tuple(one for one in upstream.beside if one.dial != dial))
 
 
+def kept(service: Service, version: str) -> Service:
+    """The version stays beside the stable one until it is retired by hand."""
+    return _changed(service, lambda one: replace(one, keep_until=None) if one.version == version else one)
+
+
+def settled(service: Service, version: str, at: float) -> Service:
+    """The version is the stable one: it has no share of its own, and what of it is left beside has had its time."""
+
+    def over(one: Beside) -> Beside:
+        return replace(one, keep_until=at) if one.version == version and one.keep_until is None else one
+
+    shares = {name: percent for name, percent in service.shares.items() if name != version}
+    return _changed(replace(service, shares=shares), over)
+
+
+def tidied(service: Service) -> Service:
+    """No share is left of a version that runs nowhere: the next instance of it would have it before its turn."""
+    runs = {one.version for _, one in service.besides()} | {u.version for u in service.upstreams.values()}
+    return replace(service, shares={name: percent for name, percent in service.shares.items() if name in runs})
+
+
+def _changed(service: Service, change: Callable[[Beside], Beside]) -> Service:
+    upstreams = {
+        name: replace(upstream, beside=tuple(change(one) for one in upstream.beside))
+        for name, upstream in service.upstreams.items()
+    }
+    return replace(service, upstreams=upstreams)
+
+
 def flipped(service: Service, rollout: Rollout, at: float) -> Service:
     """The new instances serve, and what served stays beside them. Addresses change roles."""
     upstreams = {name: _flipped(upstream, rollout, at) for name, upstream in service.upstreams.items()}
-    shares = {version: percent for version, percent in service.shares.items() if version != rollout.version}
-    return replace(service, upstreams=upstreams, shares=shares)
+    return replace(service, upstreams=upstreams)
 
 
 def _flipped(upstream: Upstream, rollout: Rollout, at: float) -> Upstream:
@@ -57,11 +89,7 @@ def begun(service: Service, rollout: Rollout) -> Service:
         keeps = one.keep_until is None or (rollout.policy.beside and one.version == rollout.version)
         return one if keeps else replace(one, keep_until=0.0)
 
-    upstreams = {
-        name: replace(upstream, beside=tuple(over(one) for one in upstream.beside))
-        for name, upstream in service.upstreams.items()
-    }
-    return replace(service, upstreams=upstreams)
+    return tidied(_changed(service, over))
 
 
 def retire_event(service: Service, at: float, event: ev.RetireStarted | ev.RetireEnded) -> Service:
@@ -74,7 +102,8 @@ def retire_event(service: Service, at: float, event: ev.RetireStarted | ev.Retir
     else:
         marked = (replace(one, retiring_at=at) if one.dial == event.dial else one for one in upstream.beside)
         changed = replace(upstream, beside=tuple(marked))
-    return replace(service, upstreams={**service.upstreams, upstream.id: changed})
+    changed_service = replace(service, upstreams={**service.upstreams, upstream.id: changed})
+    return tidied(changed_service) if isinstance(event, ev.RetireEnded) else changed_service
 
 
 def next_event(service: Service, now: float) -> ev.RetireStarted | None:
@@ -82,6 +111,7 @@ def next_event(service: Service, now: float) -> ev.RetireStarted | None:
     live, parts = service.live, service.parts()
     for upstream, one in service.besides():
         wanted = one.version in parts or (live is not None and live.policy.beside and one.version == live.version)
+        wanted = wanted or (upstream.gating is not None and upstream.gating.dial == one.dial)
         if one.keep_until is not None and one.keep_until <= now and not one.retiring and not wanted:
             return ev.RetireStarted(service.name, upstream.id, one.dial, f"kept long enough: {one.version}")
     return None

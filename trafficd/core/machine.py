@@ -15,6 +15,7 @@ from trafficd.core import beside, queue
 from trafficd.core import events as ev
 from trafficd.core.model import (
     Abort,
+    Beside,
     Direction,
     Ejection,
     Freeze,
@@ -164,12 +165,14 @@ def _restored(service: Service, event: ev.Snapshotted) -> Service:
 
 def _upstream_event(service: Service, at: float, event: ev.ServiceEvent) -> Service:
     if isinstance(event, ev.UpstreamAdded):
+        known = service.upstreams.get(event.upstream)
         added = Upstream(
             id=event.upstream,
             dial=event.dial,
             version=event.version,
             spare_dial=event.spare_dial,
             serving=event.dial,
+            beside=() if known is None else _still_beside(known, event),
         )
         return _put(service, added)
     if not isinstance(event, _OF_ONE):
@@ -180,7 +183,7 @@ def _upstream_event(service: Service, at: float, event: ev.ServiceEvent) -> Serv
     match event:
         case ev.UpstreamRemoved():
             rest = {key: value for key, value in service.upstreams.items() if key != event.upstream}
-            return replace(service, upstreams=rest)
+            return beside.tidied(replace(service, upstreams=rest))
         case ev.DrainRequested():
             return _put(service, replace(upstream, drained=True, gating=None))
         case ev.ReadyRequested():
@@ -192,6 +195,13 @@ def _upstream_event(service: Service, at: float, event: ev.ServiceEvent) -> Serv
             return _put(service, replace(upstream, ejection=_ejection(upstream.ejection, at, event)))
         case ev.DrainEnded():
             return service
+
+
+def _still_beside(known: Upstream, event: ev.UpstreamAdded) -> tuple[Beside, ...]:
+    """What goes on beside an upstream that is described anew. Where its two addresses have only changed roles, the
+    next event puts it back to where it serves."""
+    roles = known.dial == event.spare_dial
+    return tuple(one for one in known.beside if roles or one.dial != event.dial)
 
 
 def _readied(upstream: Upstream, ok: bool) -> Upstream:
@@ -209,6 +219,7 @@ def _readied(upstream: Upstream, ok: bool) -> Upstream:
         serving=gating.dial,
         unproven=False,
         ejection=None,
+        beside=beside.without(upstream, gating.dial).beside,
     )
 
 
@@ -312,10 +323,11 @@ def _rollout_ended(service: Service, rollout: Rollout, at: float, event: ev.Roll
         service = replace(service, shares=_with(service.shares, rollout.version, None))
     match event.state:
         case Phase.SUCCEEDED if rollout.policy.keeps:
-            return replace(service, rollout=ended)
+            return replace(beside.kept(service, rollout.version), rollout=ended)
         case Phase.SUCCEEDED:
             if rollout.policy.beside:
                 service = beside.flipped(service, rollout, at)
+            service = beside.settled(service, rollout.version, at)
             history = service.history
             if service.stable is not None and service.stable != rollout.version:
                 history = (*history, service.stable)
@@ -457,8 +469,8 @@ def _step_ended(service: Service, rollout: Rollout, at: float, event: ev.StepEnd
 
 def _held_too_long(rollout: Rollout, admit: StepKey, at: float) -> str:
     """That requests had to wait at the proxy for longer than they may, in words."""
-    drain = admit._replace(kind=StepKind.DRAIN)
-    since = next((step.started_at for step in reversed(rollout.steps) if step.key == drain), at)
+    drains = (s for s in reversed(rollout.steps) if (s.key.upstream, s.key.kind) == (admit.upstream, StepKind.DRAIN))
+    since = next((step.started_at for step in drains), at)
     most = rollout.policy.hold_for
     if most is None or at - since <= most:
         return ""
@@ -472,6 +484,8 @@ def _failed(rollout: Rollout, reason: str) -> Rollout:
     """The first failure is the one that counts; one while reverting is another matter."""
     if rollout.superseded_by is not None:
         return rollout  # a step that was cancelled for another rollout is no failure of this one
+    if rollout.phase is Phase.REVERTING and rollout.policy.beside:
+        return rollout  # the old version serves; the other new instances are stopped all the same
     if rollout.phase is Phase.REVERTING:
         return replace(rollout, revert_failure=rollout.revert_failure or reason)
     return replace(rollout, failure=rollout.failure or reason)

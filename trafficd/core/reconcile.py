@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from trafficd.core import events as ev
 from trafficd.core.model import Service
@@ -59,6 +60,7 @@ def reconcile(
         for name in described
         if name not in kept and name in service.upstreams
     ]
+    notes += [_left_running(event.upstream, service) for event in events if _leaves_more(event, service)]
     for name in sorted(set(strangers(service, routed=routed)) - kept - described.keys()):
         events.append(ev.UpstreamRemoved(service.name, name))
         notes.append(f"{name} was removed: it was added {'without' if routed else 'with'} an address")
@@ -74,6 +76,15 @@ def reconcile(
     if service.stable is None and (stable := _stable(wanted)) is not None:
         events.append(ev.StableSet(service.name, stable))
     return Changes(tuple(events), tuple(notes))
+
+
+def _leaves_more(event: ev.Event, service: Service) -> TypeGuard[ev.UpstreamRemoved]:
+    return isinstance(event, ev.UpstreamRemoved) and bool(service.upstreams[event.upstream].beside)
+
+
+def _left_running(name: str, service: Service) -> str:
+    more = ", ".join(f"{one.version} at {one.dial}" for one in service.upstreams[name].beside)
+    return f"{name} was removed, and nobody looks after what runs beside it any more: stop {more} by hand"
 
 
 def strangers(service: Service, *, routed: bool) -> list[str]:

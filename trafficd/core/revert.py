@@ -156,6 +156,22 @@ def _left(rollout: Rollout) -> list[tuple[str, str]]:
     return left
 
 
+def _left_beside(rollout: Rollout) -> Iterator[str]:
+    """The new instances that may still run beside the old ones, in words."""
+    unwanted = []
+    for name, why in _left(rollout):
+        back, dial = rollout.revert.get(name), rollout.forward[name].new_dial
+        if back is None:
+            unwanted.append(dial or name)
+        else:
+            yield f"the new instance of {name} at {dial} may still run, stop it by hand: {why}"
+    if unwanted:
+        yield (
+            f"a revert was not wanted, so {', '.join(unwanted)} goes on without traffic: "
+            f"`trafficd retire {rollout.service} {rollout.version}` stops it"
+        )
+
+
 def _is_home(rollout: Rollout, name: str) -> bool:
     """Whether an upstream is where a revert that gathers all wants it, as far as the rollout itself tells."""
     back = rollout.revert.get(name)
@@ -179,6 +195,8 @@ def ending(rollout: Rollout) -> tuple[Phase, str]:
     replaced = [name for name in rollout.touched if rollout.forward[name].swapped]
     gathered = [task for task in rollout.revert.values() if replaces(task)]
     left = _left(rollout)
+    if left and rollout.policy.beside:
+        return Phase.FAILED, f"{failure}; {'; '.join(_left_beside(rollout))}"
     if left:
         what = "; ".join(f"{name} was not brought back: {why}" for name, why in left)
         return Phase.FAILED, f"{failure}; {what}"

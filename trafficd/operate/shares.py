@@ -73,8 +73,9 @@ class ShareRequests(Requests):
         """Take a version beside the stable one out of traffic, drain its instances, and stop them."""
         self._require_route("retire")
         self._refuse_left(self.state)
-        self._refuse_stable(self.state, version)
-        gone = [(u.id, one.dial) for u, one in self.state.besides() if one.version == version and not one.retiring]
+        found = [(u.id, one) for u, one in self.state.besides() if one.version == version]
+        self._refuse_retire(self.state, version, beside=bool(found))
+        gone = [(name, one.dial) for name, one in found if not one.retiring]
         await self.engine.record(ev.ShareSet(self.state.name, version, None, actor))
         for pin in [pin for pin, pinned in self.state.pins.items() if pinned == version]:
             await self.engine.record(ev.PinSet(self.state.name, pin, None, actor))
@@ -114,6 +115,16 @@ class ShareRequests(Requests):
         if version == state.stable:
             raise ConflictError(f"{version} is the stable version of {state.name}: it has what the others leave")
         self._refuse_absent(state, version)
+
+    def _refuse_retire(self, state: Service, version: str, *, beside: bool) -> None:
+        if state.live is not None or not beside:
+            self._refuse_stable(state, version)
+        itself = [u.id for u in state.upstreams.values() if u.version == version]
+        if not beside:
+            raise ConflictError(
+                f"{version} does not run beside another version, but is what {', '.join(itself)} itself runs: "
+                f"`trafficd drain {state.name} {itself[0] if itself else 'UPSTREAM'}` takes it out of traffic"
+            )
 
     def _refuse_absent(self, state: Service, version: str) -> None:
         if any(True for _ in instances(state, version)):

@@ -95,7 +95,7 @@ class UpstreamRequests(Requests):
 
         await self.engine.record(ev.DrainRequested(self.state.name, name, force, actor), check)
         await self.engine.routed_or_raise()
-        report = await self._emptied(self._upstream(name).dial, timeout, wait=wait)
+        report = await self._emptied(self._upstream(name), timeout, wait=wait)
         if not self._upstream(name).drained:
             raise ConflictError(
                 f"{name} was made ready again meanwhile, so it is not drained; look at `trafficd status`"
@@ -105,7 +105,19 @@ class UpstreamRequests(Requests):
             await self.engine.record(event)
         return report
 
-    async def _emptied(self, dial: str, timeout: float | None, *, wait: bool) -> DrainReport:
+    async def _emptied(self, upstream: Upstream, timeout: float | None, *, wait: bool) -> DrainReport:
+        """All of its instances: whoever drains it may be about to take the machine down."""
+        dials = [upstream.dial, *(one.dial for one in upstream.beside)]
+        reports = await asyncio.gather(*(self._emptied_at(dial, timeout, wait=wait) for dial in dials))
+        counts = [report.in_flight for report in reports]
+        known = [count for count in counts if count is not None]
+        return DrainReport(
+            all(report.drained for report in reports),
+            sum(known) if len(known) == len(counts) else None,
+            Cut(sum(r.cut.requests for r in reports), sum(r.cut.streams for r in reports)),
+        )
+
+    async def _emptied_at(self, dial: str, timeout: float | None, *, wait: bool) -> DrainReport:
         if address(dial) is None:
             return DrainReport(True, None, Cut())  # nobody calls a worker, and nothing is counted
         pool, rollout = self.engine.parts.pool, self.section.rollout
@@ -125,6 +137,9 @@ class UpstreamRequests(Requests):
         upstream = self._upstream(name)
         if self._callers_turn(name) is not None:
             return await self._ready_in_rollout(name, version, dial, wait=wait)
+        if self._brought(upstream, version, dial):
+            await self.engine.routed_or_raise()
+            return upstream  # the live rollout has admitted it, and gives it its share
         swapped = version not in (None, upstream.version) or dial not in (None, upstream.dial)
         if not swapped and upstream.serving is not None and not upstream.drained:
             if upstream.ejected:
@@ -138,6 +153,8 @@ class UpstreamRequests(Requests):
         def check(state: Service) -> bool:
             current = self._upstream(name)
             self._refuse_in_work(state, name)
+            if swapped:
+                _refuse_beside(state, current, target)
             if target not in (current.dial, current.spare_dial):
                 self._require_free(state, target, but=name)
             known = current.gating
@@ -148,6 +165,12 @@ class UpstreamRequests(Requests):
 
         await self.engine.record(ev.ReadyRequested(self.state.name, name, target, runs, whole, actor), check)
         return await self._gated(name, target, runs) if wait else self._upstream(name)
+
+    def _brought(self, upstream: Upstream, version: str | None, dial: str | None) -> bool:
+        """Whether this is what the live rollout has brought up beside the serving instance already."""
+        live = self.state.live
+        other = upstream.other(live.version) if live is not None and live.policy.beside and version else None
+        return other is not None and other.version == version and dial in (None, other.dial)
 
     async def eject(self, event: ev.UpstreamEjected, holds: Callable[[Service, World], bool]) -> None:
         """Take an upstream out of traffic for a while, if that still holds at the moment of journalling."""
@@ -281,6 +304,17 @@ class UpstreamRequests(Requests):
             raise ConflictError(
                 f"{name} is the last ready upstream of {state.name}; without it nobody {self._left_undone()}"
             )
+
+
+def _refuse_beside(state: Service, upstream: Upstream, target: str) -> None:
+    live = state.live
+    if live is not None and live.policy.beside:
+        raise ConflictError(
+            f"rollout {live.id} brings {live.version} beside {upstream.version or 'what runs'} on {upstream.id}; wait "
+            f"for its end, or `trafficd abort {state.name}`, before something else runs there"
+        )
+    if any(one.retiring and one.dial == target for one in upstream.beside):
+        raise ConflictError(f"what runs at {target} is being retired; wait until `trafficd status` shows it no more")
 
 
 def _at(name: str, place: str) -> str:
