@@ -25,6 +25,7 @@ class Apart:
     groups: Mapping[str, str] = field(default_factory=dict)  # by upstream
     out: Mapping[str, str] = field(default_factory=dict)  # by group: one of it without traffic
     busy: Mapping[str, str] = field(default_factory=dict)  # by group: one of it whose turn is in work
+    newest: str | None = None  # the group that had the newest turn
 
     def holds(self, task: Task) -> str | None:
         """The upstream of another group that a turn has to wait for."""
@@ -40,28 +41,29 @@ class Apart:
         found = (*self.busy.items(), *(self.out.items() if takes_out else ()))
         return next((name for other, name in found if other != group), None)
 
-    def before(self, tasks: list[Task], newest: str | None) -> list[Task]:
+    def in_order(self, tasks: list[Task]) -> list[Task]:
         """The turns, those of the group that had the newest turn first: one group is done before the next begins."""
-        group = self.groups.get(newest or "")
+        group = self.newest
         return tasks if group is None else sorted(tasks, key=lambda task: self.groups.get(task.upstream) != group)
 
 
-def apart(service: Service, world: World, tasks: Iterable[Task]) -> Apart:
-    """How the groups of a service stand, given the turns that may be in work."""
+def apart(service: Service, world: World, turns: Iterable[Task]) -> Apart:
+    """How the groups of a service stand, given the turns that have begun, oldest first."""
     groups = {name: upstream.group for name, upstream in service.upstreams.items() if upstream.group is not None}
     if len(set(groups.values())) < 2:
         return Apart()
     carry = carrying(service, world)
     out = {group: name for name, group in groups.items() if name not in carry}
-    busy = {groups[task.upstream]: task.upstream for task in tasks if not task.over and task.upstream in groups}
-    return Apart(carry, groups, out, busy)
+    begun = list(turns)
+    busy = {groups[task.upstream]: task.upstream for task in begun if not task.over and task.upstream in groups}
+    return Apart(carry, groups, out, busy, groups.get(begun[-1].upstream) if begun else None)
 
 
-def turns(rollout: Rollout, direction: Direction) -> tuple[Task, ...]:
-    """The turns of one direction, oldest first. Those beside the serving instances take nothing away from anybody."""
+def of_rollout(service: Service, rollout: Rollout, direction: Direction, world: World) -> Apart:
+    """How they stand for its next turn. What comes up beside the serving instances takes nothing away from anybody."""
     if rollout.policy.beside:
-        return ()
-    return tuple((rollout.forward if direction is Direction.FORWARD else rollout.revert).values())
+        return Apart()
+    return apart(service, world, (rollout.forward if direction is Direction.FORWARD else rollout.revert).values())
 
 
 def parted(service: Service, policy: Policy) -> str | None:

@@ -201,9 +201,8 @@ def _begin(service: Service, rollout: Rollout, pending: list[Task], world: World
     if not pending:
         return None  # what is in the way is being retired
     ready = available(service, world)
-    turns = groups.turns(rollout, pending[0].direction)
-    apart = groups.apart(service, world, turns)
-    pending = apart.before(pending, turns[-1].upstream if turns else None)
+    apart = groups.of_rollout(service, rollout, pending[0].direction, world)
+    pending = apart.in_order(pending)
     allowed = [task for task in pending if apart.holds(task) is None]
     free = [task for task in allowed if cost(service, task, ready) == 0]
     costly = [task for task in allowed if cost(service, task, ready) > 0]
@@ -355,7 +354,7 @@ def _held_up(service: Service, rollout: Rollout, world: World) -> str:
     reverts = rollout.phase is Phase.REVERTING
     pending = list(due(service, rollout)) if reverts else _pending(service, rollout)
     if pending:
-        apart = groups.apart(service, world, groups.turns(rollout, pending[0].direction))
+        apart = groups.of_rollout(service, rollout, pending[0].direction, world)
         others = {task.upstream: apart.holds(task) for task in pending}
         if all(others.values()):
             first, other = next(iter(others.items()))
