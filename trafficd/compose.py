@@ -141,7 +141,9 @@ class Composer:
         for name, section in self.config.services.items():
             engine = self.engines[name]
             _refuse_other_kind(engine, section)
-            wanted = [Configured(u.id, u.dial or worker(u.id), u.version, u.spare_dial) for u in section.upstreams]
+            wanted = [
+                Configured(u.id, u.dial or worker(u.id), u.version, u.spare_dial, u.group) for u in section.upstreams
+            ]
             before = [entry.event for entry in past.get(name, ())]
             changes = reconcile(engine.state, before, wanted, routed=section.routed)
             for note in changes.notes:

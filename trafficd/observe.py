@@ -132,7 +132,9 @@ async def drain(
         verdict = watch.sample(now(), waited_for)
         if verdict is not DrainVerdict.WAITING:
             return verdict, count
-        await asyncio.sleep(pause)
+        left = watch.left(now())
+        # The last sample comes as the window ends; before it, one pause apart as all others.
+        await asyncio.sleep(left if left is not None and 0 < left < pause else pause)
 
 
 async def open_on(pool: Pool, dial: str) -> Open | None:

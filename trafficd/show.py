@@ -105,10 +105,13 @@ def _freeze(freeze: Json) -> str:
 
 
 def _upstreams(found: Sequence[Json]) -> Table:
-    table = _table("UPSTREAM", "VERSION", "DIAL", "READY", "SHARE", "IN FLIGHT", "HEALTH", "")
+    grouped = any(one["group"] for one in found)
+    group = ["GROUP"] if grouped else []
+    table = _table("UPSTREAM", *group, "VERSION", "DIAL", "READY", "SHARE", "IN FLIGHT", "HEALTH", "")
     for one in found:
         table.add_row(
             one["id"],
+            *([one["group"] or ""] if grouped else []),
             one["version"] or "unknown",
             one["dial"] or "-",
             Text("yes", style="green") if one["ready"] else Text("no", style="yellow"),
@@ -120,6 +123,7 @@ def _upstreams(found: Sequence[Json]) -> Table:
         for other in one["beside"]:
             table.add_row(
                 f"└ {one['id']}",
+                *([""] if grouped else []),
                 other["version"],
                 other["dial"],
                 "",

@@ -101,11 +101,12 @@ class FakeProbe:
 
 @dataclass
 class FakeDriver:
-    """Replaces nothing, at once. With `wait` set, a swap lasts until then; `fails` names versions, and `names` the
-    address where the new instance of an upstream runs."""
+    """Replaces nothing, at once. With `wait` set, a swap lasts until then, or one of an upstream in `slow` until that;
+    `fails` names versions, and `names` the address where the new instance of an upstream runs."""
 
     swaps: list[Swap] = field(default_factory=list)
     wait: asyncio.Event | None = None
+    slow: dict[str, asyncio.Event] = field(default_factory=dict)
     fails: dict[str, str] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     cancelled: int = 0
@@ -113,8 +114,9 @@ class FakeDriver:
     async def __call__(self, swap: Swap) -> Outcome:
         self.swaps.append(swap)
         try:
-            if self.wait is not None:
-                await self.wait.wait()
+            wait = self.slow.get(swap.upstream, self.wait)
+            if wait is not None:
+                await wait.wait()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise

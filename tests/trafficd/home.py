@@ -177,7 +177,8 @@ class Home:
         if not engine.state.upstreams:
             for one in service.upstreams:
                 place = one.dial or worker(one.id)
-                await engine.record(ev.UpstreamAdded(name, one.id, place, one.version, one.spare_dial, True))
+                added = ev.UpstreamAdded(name, one.id, place, one.version, one.spare_dial, True, one.group)
+                await engine.record(added)
             await engine.record(ev.StableSet(name, service.upstreams[0].version))
         self.engines[name] = engine
         self.operators[name] = Operator(engine, service, self.external.replaced, self.ties)

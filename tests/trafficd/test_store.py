@@ -22,7 +22,7 @@ import pytest_asyncio
 
 from trafficd.core import events as ev
 from trafficd.core.events import Event
-from trafficd.core.model import Phase
+from trafficd.core.model import Phase, Upstream
 from trafficd.errors import JournalError, StateError
 from trafficd.store.codec import as_dict, decode, encode
 from trafficd.store.sqlite import SCHEMA, Answer, SqliteJournal, StateLock
@@ -284,6 +284,18 @@ async def test_an_event_that_is_not_known(journal: SqliteJournal, path: Path, bo
 async def test_a_field_that_a_newer_trafficd_added_is_no_fault() -> None:
     body = encode(ev.Held("web")).replace(b'"service"', b'"added":1,"service"')
     assert decode(body) == ev.Held("web")
+
+
+async def test_an_upstream_of_before_there_were_groups_has_none() -> None:
+    body = b'{"type":"upstream_added","service":"web","upstream":"a","dial":"10.0.0.1:80","configured":true}'
+    assert decode(body) == ev.UpstreamAdded("web", "a", "10.0.0.1:80", configured=True, group=None)
+    upstreams = (Upstream("a", "10.0.0.1:80", group="x"),)
+    snapshot = encode(ev.Snapshotted("web", upstreams, None, None, None, False, None, ()))
+    old = snapshot.replace(b',"group":"x"', b"")
+    assert b"group" not in old
+    event = decode(old)
+    assert isinstance(event, ev.Snapshotted)
+    assert event.upstreams[0].group is None
 
 
 async def test_a_directory_that_is_not_there(tmp_path: Path) -> None:

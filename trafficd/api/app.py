@@ -85,7 +85,7 @@ class Api:
         operator = self._operator(request)
         wanted = await read(request, schema.AddUpstream)
         self._refuse_foreign(operator, wanted.dial, wanted.spare_dial)
-        await operator.add_upstream(wanted.id, wanted.dial, wanted.version, wanted.spare_dial)
+        await operator.add_upstream(wanted.id, wanted.dial, wanted.version, wanted.spare_dial, group=wanted.group)
         return answer(await self._upstream(operator, wanted.id), 201)
 
     def _refuse_foreign(self, operator: Operator, *dials: str | None) -> None:

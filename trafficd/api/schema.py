@@ -55,6 +55,9 @@ class AddUpstream(Request):
     dial: Dial | None = Field(default=None, description="left out for a worker, and only for one")
     version: Version | None = None
     spare_dial: Dial | None = None
+    group: Name | None = Field(
+        default=None, description="a zone or host: of two groups nothing is taken out of traffic at once"
+    )
 
 
 class RemoveUpstream(Request):
@@ -147,6 +150,7 @@ class UpstreamView(Answer):
     version: str | None
     dial: str | None = Field(description="null: a worker, which has no address")
     spare_dial: str | None
+    group: str | None = Field(description="a zone or host: of two groups nothing is taken out of traffic at once")
     ready: bool = Field(description="may receive traffic: in service, not drained, not ejected, and up")
     weight: int | None = Field(description="slots of the slot table that name it; null: a worker")
     share: float | None = Field(description="its share of the service's traffic, in percent; null: a worker")

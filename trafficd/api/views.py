@@ -98,6 +98,7 @@ def _upstream_view(
         version=upstream.version,
         dial=address(upstream.dial),
         spare_dial=upstream.spare_dial,
+        group=upstream.group,
         ready=upstream.serving is not None and not upstream.drained and not upstream.ejected and up,
         weight=weight if called else None,
         share=_share(weight, total) if called else None,

@@ -76,6 +76,7 @@ class UpstreamSection(Section):
     dial: Dial | None = None  # None: a worker
     version: Version | None = None
     spare_dial: Dial | None = None
+    group: Name | None = None
 
 
 class HealthSection(Section):

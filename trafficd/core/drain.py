@@ -64,6 +64,10 @@ class DrainWatch:
                 return DrainVerdict.DRAINED
         return self._timed(at)
 
+    def left(self, at: float) -> float | None:
+        """Seconds until the quiet window is full, if all that is read until then is zero; None while it is not."""
+        return None if self._zero_since is None else max(0.0, self._zero_since + self.quiet - at)
+
     def _timed(self, at: float) -> DrainVerdict:
         waited = at - self.since
         # The quiet window may end after the time-out: nothing is open, so nothing is given up by waiting.

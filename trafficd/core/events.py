@@ -22,6 +22,7 @@ class UpstreamAdded:
     version: str | None = None
     spare_dial: str | None = None
     configured: bool = False
+    group: str | None = None
     type: Literal["upstream_added"] = "upstream_added"
 
 
@@ -31,6 +32,16 @@ class UpstreamRemoved:
     upstream: str
     configured: bool = False
     type: Literal["upstream_removed"] = "upstream_removed"
+
+
+@dataclass(frozen=True)
+class GroupSet:
+    """The configuration moves an upstream to another group, or out of all; nothing else of it changes."""
+
+    service: str
+    upstream: str
+    group: str | None
+    type: Literal["group_set"] = "group_set"
 
 
 @dataclass(frozen=True)
@@ -429,6 +440,7 @@ class RolloutEnded:
 ServiceEvent = (
     UpstreamAdded
     | UpstreamRemoved
+    | GroupSet
     | StableSet
     | DrainRequested
     | DrainEnded

@@ -11,20 +11,23 @@ S7  What is admitted has just passed its gate.
 S8  A rollout ends, and a revert begins, only when no step is running.
 S9  Succeeded means: every upstream of the rollout runs its version, and serves unless an operator drained it.
 S10 A rollout begins only when none is live.
+S11 A take-over takes nothing out of traffic: neither where the old rollout is stopped nor where the new one begins.
 S12 Nothing is retired while it has weight, and nothing that serves ever.
 S13 A share grows only while every instance beside is admitted and up, and never over a FAIL.
-S11 A take-over takes nothing out of traffic: neither where the old rollout is stopped nor where the new one begins.
+S14 A turn that takes away what has traffic begins only when no turn of another group is in work; and where it drains
+    first, only when everything of the other groups has traffic.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeGuard
 
 from trafficd.core import events as ev
 from trafficd.core.judge import Verdict
 from trafficd.core.machine import advance
 from trafficd.core.model import Direction, Phase, Rollout, Service, StepKind, Task, World
-from trafficd.core.routing import available, route
+from trafficd.core.routing import available, carrying, route
 from trafficd.core.stages import not_up
 
 
@@ -96,10 +99,24 @@ def _check_task(service: Service, world: World, rollout: Rollout, event: ev.Task
             "S4",
             f"taking {event.upstream} out of {sorted(ready)}",
         )
+    if not rollout.policy.beside and StepKind.DRAIN in event.steps:
+        _check_groups(service, world, tasks.values(), event)
     if rollout.policy.prepares and event.direction is Direction.FORWARD:
         prepared = {s.key.upstream for s in rollout.steps if s.key.kind is StepKind.PREPARE and s.ok}
         missing = {name for name in rollout.upstreams if name in service.upstreams} - prepared
         _require(not missing, "S5", f"not prepared: {sorted(missing)}")
+
+
+def _check_groups(service: Service, world: World, tasks: Iterable[Task], event: ev.TaskStarted) -> None:
+    upstream, carry = service.upstreams.get(event.upstream), carrying(service, world)
+    if upstream is None or upstream.group is None or upstream.id not in carry:
+        return
+    others = {u.id for u in service.upstreams.values() if u.group not in (None, upstream.group)}
+    busy = others & {task.upstream for task in tasks if not task.over}
+    _require(not busy, "S14", f"{upstream.id} of {upstream.group} would begin beside {sorted(busy)}")
+    if event.steps[0] is StepKind.DRAIN:
+        out = others - carry
+        _require(not out, "S14", f"{upstream.id} of {upstream.group} would be taken out beside {sorted(out)}")
 
 
 def _check_step(service: Service, world: World, rollout: Rollout, event: ev.StepStarted) -> None:

@@ -33,8 +33,8 @@ from trafficd.core.model import (
 
 _T = TypeVar("_T")
 _ONCE = (StepKind.BEFORE_ROLLOUT, StepKind.AFTER_ROLLOUT, StepKind.ON_FAILURE)
-_OF_ONE = (  # what happens to an upstream that is there
-    ev.UpstreamRemoved
+_OfOne = (  # what changes an upstream that is there
+    ev.GroupSet
     | ev.DrainRequested
     | ev.DrainEnded
     | ev.ReadyRequested
@@ -57,6 +57,7 @@ def advance(service: Service, at: float, event: ev.Event) -> Service:
         case (
             ev.UpstreamAdded()
             | ev.UpstreamRemoved()
+            | ev.GroupSet()
             | ev.DrainRequested()
             | ev.DrainEnded()
             | ev.ReadyRequested()
@@ -173,28 +174,35 @@ def _upstream_event(service: Service, at: float, event: ev.ServiceEvent) -> Serv
             spare_dial=event.spare_dial,
             serving=event.dial,
             beside=() if known is None else _still_beside(known, event),
+            group=event.group,
         )
         return _put(service, added)
-    if not isinstance(event, _OF_ONE):
+    if not isinstance(event, ev.UpstreamRemoved | _OfOne):
         return service
     upstream = service.upstreams.get(event.upstream)
     if upstream is None:
         return service
+    if isinstance(event, ev.UpstreamRemoved):
+        rest = {key: value for key, value in service.upstreams.items() if key != event.upstream}
+        return beside.tidied(replace(service, upstreams=rest))
+    return _put(service, _changed(upstream, at, event))
+
+
+def _changed(upstream: Upstream, at: float, event: _OfOne) -> Upstream:
     match event:
-        case ev.UpstreamRemoved():
-            rest = {key: value for key, value in service.upstreams.items() if key != event.upstream}
-            return beside.tidied(replace(service, upstreams=rest))
+        case ev.GroupSet(group=group):
+            return replace(upstream, group=group)
         case ev.DrainRequested():
-            return _put(service, replace(upstream, drained=True, gating=None))
+            return replace(upstream, drained=True, gating=None)
         case ev.ReadyRequested():
             gating = Gating(since=at, swapped=event.swapped, version=event.version, dial=event.dial)
-            return _put(service, replace(upstream, gating=gating))
+            return replace(upstream, gating=gating)
         case ev.ReadyEnded():
-            return _put(service, _readied(upstream, event.ok))
+            return _readied(upstream, event.ok)
         case ev.UpstreamEjected() | ev.UpstreamReturned():
-            return _put(service, replace(upstream, ejection=_ejection(upstream.ejection, at, event)))
+            return replace(upstream, ejection=_ejection(upstream.ejection, at, event))
         case ev.DrainEnded():
-            return service
+            return upstream
 
 
 def _still_beside(known: Upstream, event: ev.UpstreamAdded) -> tuple[Beside, ...]:

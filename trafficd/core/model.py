@@ -194,6 +194,7 @@ class Upstream:
     removed: bool = False
     unproven: bool = False  # it began to be replaced in place, and has not passed a gate since
     beside: tuple[Beside, ...] = ()
+    group: str | None = None  # a zone or host: of two groups nothing is out of traffic at once (`groups`)
 
     def other(self, version: str) -> Beside | None:
         """The instance of this version beside the serving one, if it is there to stay."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trafficd.core import beside, queue, stages
+from trafficd.core import beside, groups, queue, stages
 from trafficd.core import events as ev
 from trafficd.core.model import (
     Direction,
@@ -203,14 +203,18 @@ def _begin(service: Service, rollout: Rollout, pending: list[Task], world: World
     if not pending:
         return None  # what is in the way is being retired
     ready = available(service, world)
-    free = [task for task in pending if cost(service, task, ready) == 0]
-    costly = [task for task in pending if cost(service, task, ready) > 0]
+    apart = groups.of_rollout(service, rollout, pending[0].direction, world)
+    pending = apart.in_order(pending)
+    allowed = [task for task in pending if apart.holds(task) is None]
+    free = [task for task in allowed if cost(service, task, ready) == 0]
+    costly = [task for task in allowed if cost(service, task, ready) > 0]
     if free:
         chosen = free[0]
-    elif len(ready) - 1 >= policy.min_ready:
+    elif costly and len(ready) - 1 >= policy.min_ready:
         chosen = costly[0]
     elif not in_work and now - rollout.changed_at >= policy.healthy_deadline:
-        return ev.FailureNoted(rollout.service, rollout.id, _short_of(ready, policy))
+        reason = _short_of(ready, policy) if costly else _kept_apart(apart, pending[0], policy)
+        return ev.FailureNoted(rollout.service, rollout.id, reason)
     else:
         return None
     return ev.TaskStarted(
@@ -231,6 +235,12 @@ def _short_of(ready: frozenset[str], policy: Policy) -> str:
         f"{len(ready)} upstreams are ready and min_ready is {policy.min_ready}: taking one more out would "
         f"leave too few, and none came back within {policy.healthy_deadline:g} s"
     )
+
+
+def _kept_apart(apart: groups.Apart, task: Task, policy: Policy) -> str:
+    other = apart.holds(task)
+    assert other is not None, "a turn that nothing holds up has begun"
+    return f"{groups.together(apart, task.upstream, other)}; it did not come back within {policy.healthy_deadline:g} s"
 
 
 def cost(service: Service, task: Task, ready: frozenset[str]) -> int:
@@ -336,13 +346,26 @@ def _waits(service: Service, rollout: Rollout, world: World, now: float) -> tupl
     elif not waits and any(one.retiring for _, one in service.besides()):
         waits.append(Wait(None, "an instance of an older version to be retired", rollout.changed_at))
     elif not waits:
-        ready = available(service, world)
-        what = (
-            f"another upstream to become ready: {len(ready)} are, and taking one out must leave "
-            f"min_ready = {rollout.policy.min_ready}"
-        )
+        what = _held_up(service, rollout, world)
         waits.append(Wait(None, what, rollout.changed_at, rollout.changed_at + rollout.policy.healthy_deadline))
     return tuple(waits)
+
+
+def _held_up(service: Service, rollout: Rollout, world: World) -> str:
+    """Why no turn begins, in words."""
+    reverts = rollout.phase is Phase.REVERTING
+    pending = list(due(service, rollout)) if reverts else _pending(service, rollout)
+    if pending:
+        apart = groups.of_rollout(service, rollout, pending[0].direction, world)
+        others = {task.upstream: apart.holds(task) for task in pending}
+        if all(others.values()):
+            first, other = next(iter(others.items()))
+            return f"{other} to have traffic again: {groups.together(apart, first, other or '')}"
+    ready = available(service, world)
+    return (
+        f"another upstream to become ready: {len(ready)} are, and taking one out must leave "
+        f"min_ready = {rollout.policy.min_ready}"
+    )
 
 
 def _step_wait(service: Service, rollout: Rollout, step: StepRecord, now: float) -> Wait:

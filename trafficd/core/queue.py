@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from trafficd.core import beside
+from trafficd.core import beside, groups
 from trafficd.core import events as ev
 from trafficd.core.model import (
     Abort,
@@ -274,9 +274,9 @@ def unfit(service: Service, version: str, policy: Policy) -> str | None:
 
 
 def hopeless(service: Service, policy: Policy, world: World) -> str | None:
-    """Why a rollout could only end in a time-out: all serve, and not one may be taken out."""
+    """Why a rollout could only end in a time-out: all serve, and not one may be taken out; or a group is drained."""
     all_serve = len(available(service, world)) == len(service.upstreams)
-    return cramped(service, policy) if all_serve else None
+    return (cramped(service, policy) if all_serve else None) or groups.parted(service, policy)
 
 
 def cramped(service: Service, policy: Policy) -> str | None:

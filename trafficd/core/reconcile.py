@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 from trafficd.core import events as ev
@@ -26,6 +26,7 @@ class Configured:
     dial: str
     version: str | None = None
     spare_dial: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def reconcile(
             notes.append(f"{upstream.id} was removed by an operator and stays so; add it by the API to have it back")
         elif not same:
             events += _added(service, upstream)
+        elif before is not None and before.group != upstream.group:
+            events.append(ev.GroupSet(service.name, upstream.id, upstream.group))
     kept = {upstream.id for upstream in wanted}
     events += [
         ev.UpstreamRemoved(service.name, name, configured=True)
@@ -100,6 +103,8 @@ def _described(past: Iterable[ev.Event]) -> dict[str, ev.UpstreamAdded]:
             described[event.upstream] = event
         elif isinstance(event, ev.UpstreamRemoved) and event.configured:
             described.pop(event.upstream, None)
+        elif isinstance(event, ev.GroupSet) and event.upstream in described:
+            described[event.upstream] = replace(described[event.upstream], group=event.group)
     return described
 
 
@@ -113,16 +118,22 @@ def _added(service: Service, upstream: Configured) -> list[ev.Event]:
     events: list[ev.Event] = [_event(service, upstream, upstream.dial, upstream.spare_dial, known.version)]
     if known.dial != upstream.dial:
         # What runs, runs at the second address: the roles were changed by a rollout.
-        events.append(ev.UpstreamAdded(service.name, upstream.id, known.dial, known.version, spare))
+        events.append(_event(service, upstream, known.dial, spare, known.version, configured=False))
     if known.drained:
         events.append(ev.DrainRequested(service.name, upstream.id, force=True, actor="configuration"))
     return events
 
 
 def _event(
-    service: Service, upstream: Configured, dial: str, spare: str | None, version: str | None
+    service: Service,
+    upstream: Configured,
+    dial: str,
+    spare: str | None,
+    version: str | None,
+    *,
+    configured: bool = True,
 ) -> ev.UpstreamAdded:
-    return ev.UpstreamAdded(service.name, upstream.id, dial, version, spare, configured=True)
+    return ev.UpstreamAdded(service.name, upstream.id, dial, version, spare, configured, upstream.group)
 
 
 def _stable(wanted: Sequence[Configured]) -> str | None:

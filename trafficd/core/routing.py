@@ -76,6 +76,15 @@ def available(service: Service, world: World) -> frozenset[str]:
     return frozenset(u.id for u in service.upstreams.values() if carries(u))
 
 
+def carrying(service: Service, world: World) -> frozenset[str]:
+    """The ids of the upstreams that carry traffic, up or not. In maintenance, and while requests are held: those that
+    would."""
+    weights = route(replace(service, maintenance=None, held=False), world).weights
+    upstreams = service.upstreams.values()
+    places = {u.id: (u.serving, *(one.dial for one in u.beside)) for u in upstreams}
+    return frozenset(name for name, dials in places.items() if any(weights.get(dial or "", 0) > 0 for dial in dials))
+
+
 def instances(service: Service, version: str) -> Iterator[tuple[str, str]]:
     """Where a version runs beside the stable one, and takes part: (what its health is known by, address)."""
     for upstream in service.upstreams.values():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from trafficd.core import events as ev
+from trafficd.core import groups
 from trafficd.core.drain import DrainVerdict, Open
 from trafficd.core.model import Cut, Health, Order, Rollout, Service, StepKind, Task, Upstream, World
 from trafficd.core.place import address, worker
@@ -33,7 +34,9 @@ class DrainReport:
 class UpstreamRequests(Requests):
     """Take upstreams out of traffic, put them back, add and remove them."""
 
-    async def add_upstream(self, name: str, dial: str | None, version: str | None, spare_dial: str | None) -> None:
+    async def add_upstream(
+        self, name: str, dial: str | None, version: str | None, spare_dial: str | None, *, group: str | None = None
+    ) -> None:
         """Add an upstream; it receives traffic after one good probe. Adding it again is no change.
 
         `dial` is None for a worker, and only for one.
@@ -47,7 +50,8 @@ class UpstreamRequests(Requests):
 
         def check(state: Service) -> bool:
             known = state.upstreams.get(name)
-            if known is not None and (known.dial, known.version, known.spare_dial) == (dial, version, spare_dial):
+            wanted = (dial, version, spare_dial, group)
+            if known is not None and (known.dial, known.version, known.spare_dial, known.group) == wanted:
                 return False
             if known is not None:
                 raise ConflictError(f"upstream {name!r} exists already; DELETE it first, or use another id")
@@ -60,7 +64,8 @@ class UpstreamRequests(Requests):
                 self._require_free(state, place)
             return True
 
-        await self.engine.record(ev.UpstreamAdded(self.state.name, name, dial, version, spare_dial), check)
+        added = ev.UpstreamAdded(self.state.name, name, dial, version, spare_dial, group=group)
+        await self.engine.record(added, check)
 
     async def remove_upstream(self, name: str, *, force: bool = False) -> None:
         """Remove an upstream from traffic and from the service. Drain it first to lose nothing."""
@@ -72,6 +77,7 @@ class UpstreamRequests(Requests):
                     f"rollout {state.live.id} is live; wait for it, or abort it, before removing an upstream"
                 )
             self._refuse_last(state, name, force=force)
+            self._refuse_together(state, name, force=force)
 
         await self.engine.record(ev.UpstreamRemoved(self.state.name, name), check)
         await self.engine.routed_or_raise()
@@ -91,6 +97,7 @@ class UpstreamRequests(Requests):
             if fresh:
                 self._refuse_in_work(state, name)
                 self._refuse_last(state, name, force=force)
+                self._refuse_together(state, name, force=force)
             return fresh
 
         await self.engine.record(ev.DrainRequested(self.state.name, name, force, actor), check)
@@ -304,6 +311,14 @@ class UpstreamRequests(Requests):
             raise ConflictError(
                 f"{name} is the last ready upstream of {state.name}; without it nobody {self._left_undone()}"
             )
+
+    def _refuse_together(self, state: Service, name: str, *, force: bool) -> None:
+        """Refuse to take something of a second group out of traffic."""
+        live = state.live
+        apart = groups.apart(state, self.engine.world(), live.tasks if live and not live.policy.beside else ())
+        other = None if force else apart.keeps(name)
+        if other is not None:
+            raise ConflictError(f"{groups.together(apart, name, other)}. Wait until it is ready, or repeat with force")
 
 
 def _refuse_beside(state: Service, upstream: Upstream, target: str) -> None:

@@ -104,7 +104,7 @@ class CommandRunner:
             raise NotBegunError(f"{argv[0]} could not be started: {error}") from error
         supervisor = _Supervisor(pid)
         try:
-            await _until(supervisor.gone)
+            await supervisor.end()
         except asyncio.CancelledError:
             if not self._leaving:
                 await asyncio.shield(self._end(supervisor, run_dir, lock))
@@ -193,14 +193,30 @@ class _Supervisor:
                 self.status = os.waitstatus_to_exitcode(status) if done else None
         return self._gone
 
+    async def end(self) -> None:
+        """Return when it has ended: at once, where the kernel can tell."""
+        try:
+            handle = os.pidfd_open(self._pid)
+        except OSError:
+            await _until(self.gone)
+            return
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(handle, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(handle)
+            os.close(handle)
+        await _until(self.gone)
+
     def signal(self, number: int) -> None:
         if not self.gone():
             os.kill(self._pid, number)  # not reaped, so the pid is still its own
 
 
 async def _until(predicate: Callable[[], bool]) -> None:
-    """Poll until it holds. Processes that are not our children can be watched in no other way that works
-    on every kernel and loop, and a swap takes long enough for 20 ms not to matter."""
+    """Poll until it holds: processes that are not our children can be watched in no other way that works on every
+    kernel and loop."""
     while not predicate():  # noqa: ASYNC110 - nothing here could set an event
         await asyncio.sleep(_POLL)
 
