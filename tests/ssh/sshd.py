@@ -96,13 +96,17 @@ class Sshd:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    def cut(self) -> int:
-        """Kill the processes of all connections, as a cable that is cut would end them; how many."""
+    def signal(self, number: int) -> list[int]:
+        """Send a signal to the processes of all connections, and to nothing that runs over them; their pids."""
         assert self.process is not None
         found = [pid for pid in descendants(self.process.pid) if program_of(pid) == SSHD]
         for pid in found:
-            os.kill(pid, signal.SIGKILL)
-        return len(found)
+            supervise.send(pid, number)
+        return found
+
+    def cut(self) -> int:
+        """Kill the processes of all connections; how many."""
+        return len(self.signal(signal.SIGKILL))
 
     def stop(self) -> None:
         """End the listener and all connections. What runs there goes on."""

@@ -21,7 +21,9 @@ pytestmark = NEEDS_SSHD
 
 async def said(connections: Connections, host: Host, command: str) -> str:
     async with connections.session(host, command) as process:
-        return (await process.stdout.read()).decode()
+        found = await process.stdout.read()
+        await process.wait_closed()
+        return found.decode()
 
 
 async def refusal(settings: Settings, host: Host) -> str:
@@ -43,6 +45,7 @@ async def test_one_connection_is_shared(sshd: Sshd, connections: Connections) ->
     assert await connections.connect(sshd.host) is first
 
 
+@pytest.mark.slow
 async def test_no_more_sessions_at_once_than_allowed(sshd: Sshd, connections: Connections) -> None:
     """sshd would refuse the third, and `reserved` has a place of its own."""
     connections.settings = dataclasses.replace(sshd.settings, max_sessions=2)
@@ -68,6 +71,7 @@ async def test_a_lost_connection_is_told_and_made_anew(sshd: Sshd, connections: 
     assert await connections.connect(sshd.host) is not first
 
 
+@pytest.mark.slow
 async def test_one_caller_that_gives_up_does_not_disturb_the_others(sshd: Sshd, connections: Connections) -> None:
     first = asyncio.create_task(connections.connect(sshd.host))
     second = asyncio.create_task(connections.connect(sshd.host))
@@ -116,6 +120,7 @@ async def test_a_key_with_a_passphrase_is_not_asked_about(sshd: Sshd) -> None:
     assert "nobody is asked for a passphrase" in why
 
 
+@pytest.mark.slow
 async def test_a_key_of_an_agent(sshd: Sshd, tmp_path: Path) -> None:
     """Of asyncssh's own agent protocol: a real ssh-agent, if there is one."""
     agent = await asyncio.create_subprocess_exec("ssh-agent", "-D", "-a", str(tmp_path / "agent"), stdout=-3)

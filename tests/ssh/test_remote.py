@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +45,7 @@ def alive(pid: int) -> bool:
     return supervise.stat(pid)[0] not in ("", "Z", "X")
 
 
-def slowly(place: Path, seconds: float = 1.5) -> list[str]:
+def slowly(place: Path, seconds: float = 1.0) -> list[str]:
     """A command that counts how often it ran, and says so at its end."""
     return sh(f"echo $$ >>'{place}/ran'; echo starting; sleep {seconds}; wc -l <'{place}/ran'; exit 3")
 
@@ -93,6 +92,7 @@ async def test_arguments_that_no_program_can_take(runner: RemoteRunner) -> None:
         await runner.run("run", "web:a", ["/bin/true", "a\0b"], {}, 10)
 
 
+@pytest.mark.slow
 async def test_a_time_out_ends_the_whole_group(runner: RemoteRunner, sshd: Sshd) -> None:
     script = f"trap '' TERM; sleep 60 & echo $! >'{sshd.home}/pid'; echo pulling; wait; sleep 60"
     ended = await runner.run("run", "web:a", sh(script), {}, 0.5)
@@ -112,6 +112,7 @@ async def test_a_cancelled_command_is_ended(runner: RemoteRunner, sshd: Sshd) ->
     assert (await runner.run("run", "web:a", sh("echo ran"), {}, 10)).word == "ended"
 
 
+@pytest.mark.slow
 async def test_a_daemon_that_stops_leaves_the_command(
     runner: RemoteRunner, sshd: Sshd, connections: Connections, tmp_path: Path
 ) -> None:
@@ -126,12 +127,14 @@ async def test_a_daemon_that_stops_leaves_the_command(
     assert await after.run("run", "web:a", slowly(sshd.home), {}, 30) == Ended("exit 3", "starting\n1\n")
 
 
+@pytest.mark.slow
 async def test_two_commands_never_work_on_one_upstream_at_once(runner: RemoteRunner, sshd: Sshd) -> None:
     script = sh(f"mkdir '{sshd.home}/busy' || exit 9; sleep 0.3; rmdir '{sshd.home}/busy'")
     runs = await asyncio.gather(*(runner.run(f"run{n}", "web:a", script, {}, 30) for n in range(3)))
     assert [run.word for run in runs] == ["exit 0"] * 3
 
 
+@pytest.mark.slow
 async def test_many_upstreams_on_one_host_at_once(runner: RemoteRunner) -> None:
     runs = await asyncio.gather(*(runner.run(f"run{n}", f"web:{n}", sh("sleep 0.2"), {}, 30) for n in range(20)))
     assert [run.word for run in runs] == ["exit 0"] * 20
@@ -150,6 +153,23 @@ async def test_cut_in_mid_command_it_goes_on_and_is_found_again(runner: RemoteRu
 
 
 @pytest.mark.slow
+async def test_a_connection_that_falls_silent_is_given_up(sshd: Sshd, tmp_path: Path) -> None:
+    """As behind a firewall that forgot it: nothing arrives any more, and nothing says so."""
+    connections = Connections(dataclasses.replace(sshd.settings, keepalive=0.3))
+    runner = RemoteRunner(tmp_path / "commands", sshd.host, connections, grace=GRACE)
+    task = asyncio.create_task(runner.run("run", "web:a", slowly(sshd.home, 0.2), {}, 60))
+    await until(lambda: times_run(sshd.home))
+    frozen = sshd.signal(signal.SIGSTOP)
+    assert frozen
+    try:
+        assert await task == Ended("exit 3", "starting\n1\n")
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGKILL)
+        await connections.aclose()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5])
 async def test_cut_at_any_moment_it_runs_exactly_once(runner: RemoteRunner, sshd: Sshd, after: float) -> None:
     task = asyncio.create_task(runner.run("run", "web:a", slowly(sshd.home, 0.2), {}, 60))
@@ -159,6 +179,7 @@ async def test_cut_at_any_moment_it_runs_exactly_once(runner: RemoteRunner, sshd
     assert await task == Ended("exit 3", "starting\n1\n")
 
 
+@pytest.mark.slow
 async def test_a_host_that_is_away_for_a_while(runner: RemoteRunner, sshd: Sshd) -> None:
     task = asyncio.create_task(runner.run("run", "web:a", slowly(sshd.home, 0.2), {}, 60))
     await until(lambda: times_run(sshd.home))
@@ -169,6 +190,7 @@ async def test_a_host_that_is_away_for_a_while(runner: RemoteRunner, sshd: Sshd)
     assert await task == Ended("exit 3", "starting\n1\n")
 
 
+@pytest.mark.slow
 async def test_a_host_that_stays_away_leaves_it_unknown(runner: RemoteRunner, sshd: Sshd) -> None:
     async def swap() -> None:
         outcome = await CommandDriver(runner, lambda _: slowly(sshd.home, 30))(
@@ -185,6 +207,7 @@ async def test_a_host_that_stays_away_leaves_it_unknown(runner: RemoteRunner, ss
     await task
 
 
+@pytest.mark.slow
 async def test_a_host_that_was_never_reached_was_sent_nothing(runner: RemoteRunner, sshd: Sshd) -> None:
     sshd.stop()
     swap = dataclasses.replace(SWAP, since=time.time(), timeout=1.0)
@@ -219,6 +242,7 @@ async def test_after_a_killed_daemon_an_unreachable_host_leaves_it_unknown(
     assert await after.run("run", "web:a", sh("true"), {}, 30) == Ended("exit 3", "starting\n1\n")
 
 
+@pytest.mark.slow
 async def test_a_killed_supervisor_leaves_nothing_running_and_is_not_repeated(runner: RemoteRunner, sshd: Sshd) -> None:
     task = asyncio.create_task(runner.run("run", "web:a", slowly(sshd.home, 60), {}, 30))
     await until(lambda: times_run(sshd.home))
@@ -230,6 +254,7 @@ async def test_a_killed_supervisor_leaves_nothing_running_and_is_not_repeated(ru
     assert times_run(sshd.home) == 1
 
 
+@pytest.mark.slow
 async def test_killed_while_nobody_listens_it_is_not_repeated(runner: RemoteRunner, sshd: Sshd) -> None:
     """The supervisor and the connection go at once, as when the host loses its power."""
     task = asyncio.create_task(runner.run("run", "web:a", slowly(sshd.home, 60), {}, 30))
@@ -245,6 +270,7 @@ async def test_killed_while_nobody_listens_it_is_not_repeated(runner: RemoteRunn
     assert times_run(sshd.home) == 1
 
 
+@pytest.mark.slow
 async def test_what_a_killed_supervisor_left_is_ended_before_the_next_command(runner: RemoteRunner, sshd: Sshd) -> None:
     task = asyncio.create_task(runner.run("run", "web:a", slowly(sshd.home, 60), {}, 30))
     await until(lambda: times_run(sshd.home))
@@ -262,6 +288,7 @@ async def test_what_a_killed_supervisor_left_is_ended_before_the_next_command(ru
 # -- shells that say or do something else ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_login_shell_that_runs_nothing(runner: RemoteRunner, sshd: Sshd) -> None:
     sshd.stop()
     sshd.start("ForceCommand echo This account is not available.; exit 1")
@@ -296,6 +323,3 @@ async def test_a_shell_that_leads_no_group_runs_nothing(runner: RemoteRunner, ss
 def test_replies(said: bytes, began: bool, word: str | None, output: bytes) -> None:
     reply = parse_reply(said, "n")
     assert (reply.began, reply.word, reply.output) == (began, word, output)
-
-
-assert sys.platform == "linux", "the supervisor needs /proc"

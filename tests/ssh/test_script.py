@@ -15,8 +15,13 @@ from hypothesis import strategies as st
 from trafficd.ssh.script import command_line, exports, supervised
 
 SHELLS = [
-    pytest.param(argv, id="-".join(argv[:-1]).replace("/", ""))
-    for argv in (["/bin/sh", "-s"], ["bash", "-s"], ["dash", "-s"], ["busybox", "sh", "-s"])
+    pytest.param(argv, id="-".join(argv[:-1]).replace("/", ""), marks=marks)
+    for argv, marks in (
+        (["/bin/sh", "-s"], ()),
+        (["bash", "-s"], pytest.mark.slow),
+        (["dash", "-s"], pytest.mark.slow),
+        (["busybox", "sh", "-s"], pytest.mark.slow),
+    )
     if shutil.which(argv[0])
 ]
 HOSTILE = [

@@ -148,9 +148,11 @@ class SwapSection(Section):
         driver = given.get("driver", "external")
         if driver == "command" and given.get("command") is None:
             yield ("command",), 'driver = "command" needs command = ["program", "argument", ...]'
-        for key in ("command", "prepare", "retire", "host"):
+        for key in ("command", "prepare", "retire"):
             if driver == "external" and given.get(key) is not None:
                 yield (key,), 'is run only where driver = "command"'
+        if driver == "external" and given.get("host") is not None:
+            yield ("host",), 'is where a command runs: it needs driver = "command"'
 
 
 class HooksSection(Section):
