@@ -56,9 +56,9 @@ class Sshd:
         """What the supervisors keep there."""
         return self.home / ".trafficd" / "runs"
 
-    def new_host_key(self) -> bytes:
+    def new_host_key(self, algorithm: str = "ssh-ed25519") -> bytes:
         """Give it a key; the line by which a known_hosts file has it."""
-        key = asyncssh.generate_private_key("ssh-ed25519")
+        key = asyncssh.generate_private_key(algorithm)
         key.write_private_key(str(self.directory / "host_key"))
         (self.directory / "host_key").chmod(0o600)
         return f"[127.0.0.1]:{self.port} ".encode() + key.export_public_key()

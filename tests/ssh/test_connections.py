@@ -91,10 +91,11 @@ async def test_an_unknown_host_key_is_refused_with_the_remedy(sshd: Sshd) -> Non
     assert f"`ssh-keyscan -p {sshd.port} 127.0.0.1 >> {sshd.known_hosts}`" in why
 
 
-async def test_a_changed_host_key_is_refused_with_the_remedy(sshd: Sshd) -> None:
+@pytest.mark.parametrize("algorithm", ["ssh-ed25519", "ecdsa-sha2-nistp256"])
+async def test_a_changed_host_key_is_refused_with_the_remedy(sshd: Sshd, algorithm: str) -> None:
     before = sshd.known_hosts.read_bytes()
     sshd.stop()
-    sshd.new_host_key()
+    sshd.new_host_key(algorithm)
     sshd.start()
     assert sshd.known_hosts.read_bytes() == before
     why = await refusal(sshd.settings, sshd.host)
@@ -102,6 +103,18 @@ async def test_a_changed_host_key_is_refused_with_the_remedy(sshd: Sshd) -> None
     assert "somebody stands between" in why
     assert f"`ssh-keygen -R '[127.0.0.1]:{sshd.port}' -f {sshd.known_hosts}`" in why
     assert f"ssh-keygen -F '[127.0.0.1]:{sshd.port}'" in why
+
+
+async def test_of_several_host_keys_the_known_one_is_asked_for(sshd: Sshd) -> None:
+    """sshd itself, and our own list, would rather take another."""
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(sshd.directory / "other_key"))
+    (sshd.directory / "other_key").chmod(0o600)
+    sshd.stop()
+    sshd.known_hosts.write_bytes(sshd.new_host_key("ecdsa-sha2-nistp256"))
+    sshd.start(f"HostKey {sshd.directory}/other_key")
+    connections = Connections(sshd.settings)
+    assert await said(connections, sshd.host, "echo in") == "in\n"
+    await connections.aclose()
 
 
 async def test_a_host_that_takes_none_of_our_keys(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import asyncssh
 
 _MISSED = 3  # keep-alives without an answer, after which a connection is lost
+# Beside those of the keys that are known, which come first: a host that has none of them any more could otherwise not
+# even show its new key, and hangs up without a word.
+_ANY_KEY = "+ssh-ed25519,ecdsa-sha2-nistp256,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521,rsa-sha2-512,rsa-sha2-256"
 _CLOSED_BY = 2.0  # s that the other side is given to see a connection closed
 
 
@@ -118,6 +121,7 @@ class Connections:
                     config=None,
                     client_factory=Client,
                     known_hosts=str(known),
+                    server_host_key_algs=_ANY_KEY,
                     client_keys=[str(key.expanduser()) for key in keys] if keys else (),
                     agent_path=str(self.settings.agent.expanduser()) if self.settings.agent else (),
                     password_auth=False,
