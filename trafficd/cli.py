@@ -55,7 +55,7 @@ def main() -> None:
 def run(path: str | None, log_level: str) -> None:
     """Run the daemon. SIGTERM ends it, SIGINT a Caddy of our own with it; SIGHUP takes up a changed configuration."""
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "httpcore", "asyncio"):
+    for noisy in ("httpx", "httpcore", "asyncio", "asyncssh"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # It tells of every line that is no HTTP, with a traceback; our own errors are logged by the API.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)

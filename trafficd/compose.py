@@ -34,11 +34,15 @@ from trafficd.health.probe import Check, HttpProbe
 from trafficd.link import Link, Linked
 from trafficd.operate import Operator
 from trafficd.ports import Driver, Entry, Pool
+from trafficd.ssh.connections import Connections
+from trafficd.ssh.host import parse_host
 from trafficd.store.sqlite import SqliteJournal
 from trafficd.swap.command import CommandDriver
 from trafficd.swap.external import ExternalDriver
 from trafficd.swap.hooks import Hooks
+from trafficd.swap.placed import PlacedDriver
 from trafficd.swap.process import CommandRunner
+from trafficd.swap.remote import RemoteRunner
 from trafficd.unrouted import NoPool
 from trafficd.ways import slots_root, static_answer, way_of
 
@@ -59,6 +63,8 @@ class Composer:
     def __post_init__(self) -> None:
         self._counts = OpenCounts(self.admin)
         self._runner = CommandRunner(self.config.daemon.state_dir / "commands")
+        self._connections = Connections(self.config.ssh.settings)
+        self._remote: dict[str, RemoteRunner] = {}
         self._external = ExternalDriver()
         self._pools: list[SlotPool | AdminPool | NoPool] = []
         self._probes: list[HttpProbe | CommandProbe] = []
@@ -87,12 +93,15 @@ class Composer:
     async def close(self) -> None:
         """Stop acting. Commands go on by themselves; the next daemon finds them."""
         self._runner.leave()
+        for runner in self._remote.values():
+            runner.leave()
         for engine in self.engines.values():
             await engine.stop()
         for pool in self._pools:
             await pool.aclose()
         for probe in self._probes:
             await probe.aclose()
+        await self._connections.aclose()
 
     def _mended(self) -> dict[str, SlotDirectory]:
         root = slots_root(self.config)
@@ -197,7 +206,18 @@ class Composer:
         if section.swap.driver == "external":
             return self._external
         argv = {"swap": section.swap.command, "prepare": section.swap.prepare, "retire": section.swap.retire}
-        return CommandDriver(self._runner, argv.get)
+        own = {u.id: CommandDriver(self._runner_on(u.host), argv.get) for u in section.upstreams if u.host is not None}
+        others = CommandDriver(self._runner_on(section.swap.host), argv.get)
+        return PlacedDriver(own, others) if own else others
+
+    def _runner_on(self, host: str | None) -> CommandRunner | RemoteRunner:
+        """What runs commands on a host, None for this one."""
+        if host is None:
+            return self._runner
+        if host not in self._remote:
+            directory = self.config.daemon.state_dir / "commands"
+            self._remote[host] = RemoteRunner(directory, parse_host(host), self._connections)
+        return self._remote[host]
 
 
 def _refuse_other_kind(engine: Engine, section: ServiceSection) -> None:
@@ -256,5 +276,7 @@ def check_files(config: Config, others: Iterable[str] = ()) -> None:
                 _trusting(section.verify.tls_ca, f"services.{name}.verify.tls_ca")
         except ConfigError as error:
             faults.append(str(error))
+    if any(section.ssh_hosts for section in config.services.values()):
+        faults += config.ssh.settings.missing()
     if faults:
         raise ConfigError("\n".join(faults))

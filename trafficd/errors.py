@@ -76,3 +76,15 @@ class DaemonUnreachableError(TrafficdError):
 
     status = 503
     title = "Daemon not reachable"
+
+
+class HostUnreachableError(TrafficdError):
+    """Another host cannot be reached over SSH, or the connection to it was lost."""
+
+    status = 502
+    title = "Host not reachable"
+
+
+class HostRefusedError(HostUnreachableError):
+    """Another host, or we, refuse to go on: its key is not the known one, it takes none of our keys. Trying again
+    changes nothing."""

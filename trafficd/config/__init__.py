@@ -29,6 +29,7 @@ from trafficd.config.sections import (
     DaemonSection,
     RolloutOverrides,
     ServiceSection,
+    SshSection,
 )
 from trafficd.config.values import (
     Amount,
@@ -75,6 +76,7 @@ class Config(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
     daemon: DaemonSection = DaemonSection()
     caddy: CaddySection = CaddySection()
+    ssh: SshSection = SshSection()
     services: dict[Name, ServiceSection] = Field(default_factory=dict)
 
     @classmethod

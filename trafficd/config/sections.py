@@ -24,10 +24,12 @@ from trafficd.config.values import (
     Parallel,
     Positive,
     Seconds,
+    SshHost,
     Version,
 )
 from trafficd.config.verification import VerifySection
 from trafficd.core.model import Inconclusive, Order, Policy, Setting, StepKind
+from trafficd.ssh.settings import KNOWN_HOSTS, Settings
 
 DEFAULT_SOCKET = "/run/trafficd/trafficd.sock"
 _HANDLERS_OWN = {  # keys that mean nothing where the handler is somebody else's, and why
@@ -71,12 +73,35 @@ class CaddySection(Section):
                 yield ("admin",), f"{address!r}: a Caddy of our own (managed = true) has to be told the port"
 
 
+class SshSection(Section):
+    """How other hosts are connected to."""
+
+    known_hosts: File = Path(KNOWN_HOSTS)
+    identity_files: list[File] = Field(default_factory=list)
+    agent: File | None = None
+    connect_timeout: Positive = 10.0
+    keepalive: Positive = 15.0
+    max_sessions: Annotated[int, Field(ge=1, le=1000)] = 8
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(
+            known_hosts=self.known_hosts,
+            identity_files=tuple(self.identity_files),
+            agent=self.agent,
+            connect_timeout=self.connect_timeout,
+            keepalive=self.keepalive,
+            max_sessions=self.max_sessions,
+        )
+
+
 class UpstreamSection(Section):
     id: Name
     dial: Dial | None = None  # None: a worker
     version: Version | None = None
     spare_dial: Dial | None = None
     group: Name | None = None
+    host: SshHost | None = None  # where its swap command runs; None: that of swap
 
 
 class HealthSection(Section):
@@ -117,6 +142,7 @@ class SwapSection(Section):
     retire: Argv | None = None
     timeout: Positive = 600.0
     prepare_timeout: Positive = 600.0
+    host: SshHost | None = None  # None: here
 
     @classmethod
     def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
@@ -126,6 +152,8 @@ class SwapSection(Section):
         for key in ("command", "prepare", "retire"):
             if driver == "external" and given.get(key) is not None:
                 yield (key,), 'is run only where driver = "command"'
+        if driver == "external" and given.get("host") is not None:
+            yield ("host",), 'is where a command runs: it needs driver = "command"'
 
 
 class HooksSection(Section):
@@ -243,6 +271,9 @@ class ServiceSection(Section):
         ids = [get(upstream, "id") for _, upstream in upstreams]
         for twice in doubles(name for name in ids if isinstance(name, str)):
             yield ("upstreams",), f"two upstreams have the id {twice!r}"
+        for number, upstream in upstreams:
+            if get(upstream, "host") is not None and get(given.get("swap"), "driver") != "command":
+                yield ("upstreams", number, "host"), 'is where a command runs: it needs swap.driver = "command"'
         slots = given.get("slots", 100)
         if type(slots) is int and 0 < slots < len(upstreams) and not worker:
             yield ("slots",), f"{len(upstreams)} upstreams need at least as many slots"
@@ -257,6 +288,11 @@ class ServiceSection(Section):
     def all_pins(self) -> Mapping[str, PinSection]:
         """The pins by name, the preview first: that is the order in which a request is looked at."""
         return {**({PREVIEW: self.preview} if self.preview is not None else {}), **self.pins}
+
+    @property
+    def ssh_hosts(self) -> frozenset[str]:
+        """The other hosts that commands of this service run on."""
+        return frozenset(host for host in (self.swap.host, *(u.host for u in self.upstreams)) if host is not None)
 
     @property
     def routed(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from proxy.model import parse_dial, parse_name
+from trafficd.ssh.host import parse_host
 
 _LONGEST = 366 * 86_400.0  # s; longer than this is a slip of the pen, and some clocks cannot count it
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -113,6 +114,11 @@ def host(text: str) -> str:
     return text.lower()
 
 
+def ssh_host(text: str) -> str:
+    """Another host, in its one spelling."""
+    return str(parse_host(text))
+
+
 def listen(text: str) -> str:
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]*):(\d{1,5})", text, re.ASCII)
     if not match or int(match[2]) > 65535:
@@ -182,3 +188,4 @@ def _header(value: dict[str, str]) -> dict[str, str]:
 
 Argv = Annotated[list[str], AfterValidator(_argv)]
 Headers = Annotated[dict[str, str], AfterValidator(_header)]
+SshHost = Annotated[str, AfterValidator(ssh_host)]

@@ -8,14 +8,28 @@ that chooses the address itself (start_first without spare_dial) prints a line T
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from proxy.model import parse_dial
 from trafficd.errors import TrafficdError
 from trafficd.ports import Outcome, Swap
-from trafficd.swap.process import CommandRunner, NotBegunError
+from trafficd.swap.process import Ended, NotBegunError
 
 _MARK = "TRAFFICD_DIAL="
+
+
+class Runner(Protocol):
+    """Runs a command by its name, once: `CommandRunner` here, `RemoteRunner` on another host."""
+
+    @property
+    def where(self) -> str:
+        """What is added to a program's name, so that it tells its place."""
+        ...
+
+    async def run(
+        self, name: str, slot: str, argv: Sequence[str], environment: Mapping[str, str], timeout: float
+    ) -> Ended: ...
 
 
 def environment(swap: Swap) -> dict[str, str]:
@@ -37,7 +51,7 @@ class CommandDriver:
 
     def __init__(
         self,
-        runner: CommandRunner,
+        runner: Runner,
         argv: Callable[[str], Sequence[str] | None],
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -58,7 +72,9 @@ class CommandDriver:
             return Outcome(ok=False, reason=str(error), begun=not isinstance(error, NotBegunError))
         # The run is not forgotten here: were we killed before its end is in the journal, it would run twice.
         if not ended.ok:
-            return Outcome(False, ended.explain(argv[0], swap.timeout), ended.output, begun=ended.begun)
+            return Outcome(
+                False, ended.explain(f"{argv[0]}{self._runner.where}", swap.timeout), ended.output, begun=ended.begun
+            )
         return _returned(ended.output)
 
 

@@ -52,7 +52,7 @@ class Ended:
     def explain(self, program: str, timeout: float) -> str:
         """Why it is not ok, for a person."""
         kind, _, rest = self.word.partition(" ")
-        last = _last_line(self.output)
+        last = last_line(self.output)
         said = f": {last}" if last else ""
         match kind:
             case "exit":
@@ -65,6 +65,11 @@ class Ended:
                 return f"{program} could not be started: {rest}"
             case "ended":
                 return f"{program} was ended on request"
+            case "killed":
+                return (
+                    f"the supervisor of {program} was killed, or the host restarted, while it ran: whether it had done "
+                    "its work is not known"
+                )
             case _:
                 return f"{program} ended in an unknown way ({self.word})"
 
@@ -81,6 +86,8 @@ class CommandRunner:
         self._leaving = False
         self._swept = False
 
+    where = ""  # how the place of its commands is added to their names
+
     def leave(self) -> None:
         """From now on a cancelled call leaves its command running: the daemon stops, the deploy does not."""
         self._leaving = True
@@ -95,7 +102,7 @@ class CommandRunner:
         command is ended. Raises `TrafficdError` when it cannot be known how the command ended.
         """
         run_dir, lock = self._directory / name, self._directory / f"{slot}.lock"
-        known = _read(run_dir)
+        known = read_end(run_dir)
         if known is not None:
             return known
         try:
@@ -121,7 +128,7 @@ class CommandRunner:
     ) -> int:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._swept:
-            _sweep(self._directory, time.time() - KEEP)
+            sweep(self._directory, KEEP)
             self._swept = True
         options = [str(run_dir), str(lock), repr(timeout), repr(self._grace)]
         null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
@@ -137,7 +144,7 @@ class CommandRunner:
         )
 
     async def _ended(self, supervisor: _Supervisor, run_dir: Path, lock: Path, program: str) -> Ended:
-        ended = _read(run_dir)
+        ended = read_end(run_dir)
         if ended is not None:
             return ended
         match supervisor.status:
@@ -221,7 +228,7 @@ async def _until(predicate: Callable[[], bool]) -> None:
         await asyncio.sleep(_POLL)
 
 
-def _read(run_dir: Path) -> Ended | None:
+def read_end(run_dir: Path) -> Ended | None:
     """How a run ended; None when it has not, or when a power loss left nothing of it."""
     try:
         word = (run_dir / "exit").read_text().strip()
@@ -243,7 +250,7 @@ def _tail(path: Path) -> str:
     return data.decode(errors="replace")
 
 
-def _last_line(output: str) -> str:
+def last_line(output: str) -> str:
     """The last line that says something, safe for a terminal."""
     for line in reversed(output.splitlines()):
         if text := "".join(c if c.isprintable() else " " for c in line).strip():
@@ -255,12 +262,13 @@ def _close(run_dir: Path) -> None:
     """A run that was ended on request is over: no supervisor may start it afterwards."""
     with contextlib.suppress(OSError):
         run_dir.mkdir(mode=0o700, exist_ok=True)
-        if _read(run_dir) is None:
+        if read_end(run_dir) is None:
             supervise.leave(str(run_dir), "ended")
 
 
-def _sweep(directory: Path, before: float) -> None:
-    """Forget the runs that ended before this time."""
+def sweep(directory: Path, age: float) -> None:
+    """Forget the runs that ended `age` seconds ago."""
+    before = time.time() - age
     for end in directory.glob("*/exit"):
         with contextlib.suppress(OSError):
             if end.stat().st_mtime < before:
