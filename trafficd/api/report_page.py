@@ -16,14 +16,15 @@ from trafficd.api.report_schema import CountsView, ExposureView, JudgeView, Repo
 
 _BADGES = {"succeeded": "good", "reverted": "warn", "failed": "bad", "stuck": "bad"}
 _OUTPUT = 4_000  # characters of a program's output that are shown
-_MORE = (
-    STYLES + "pre { overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; margin: 0; }\n"
-)
+_MORE = """
+td:not(:last-child) { overflow-wrap: break-word; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; margin: 0; }
+"""
 
 
 def page(report: ReportView, now: float) -> str:
     """One self-contained document; `now` (s since the epoch) is where what goes on is shown to."""
-    return framed(f"{report.service} to {report.asked.version}", joined(_body(report, now)), _MORE)
+    return framed(f"{report.service} to {report.asked.version}", joined(_body(report, now)), STYLES + _MORE)
 
 
 def _body(report: ReportView, now: float) -> Iterator[Markup]:
