@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import orjson
 import pytest
 
 from proxy.accessline import Answer
@@ -45,12 +46,14 @@ def trafficd(stage: Stage, *arguments: str) -> subprocess.CompletedProcess[str]:
 async def test_killed_in_the_midst_it_counts_every_answer_once(raise_stage: Raise, tmp_path: Path) -> None:
     async with judged(raise_stage, tmp_path, instances=2) as stage, users(stage.public):
         await asyncio.sleep(2)
-        steps = [{"percent": 25, "min_time": "10s", "max_time": "60s"}, {"percent": 100, "min_time": "2s"}]
+        steps = [{"percent": 25, "min_time": "15s", "max_time": "60s"}, {"percent": 100, "min_time": "2s"}]
         rollout = await begin(stage, "v2", "canary", steps=steps, keep_old="60s")
         await until(stage, at_stage(0))
-        await asyncio.sleep(3)
-        before = await report(stage, rollout)
-        assert before["judge"]["exposure"]["requests"] > 0
+        file = stage.directory / "state" / "reports" / f"{rollout}.json"
+        async with asyncio.timeout(20):
+            while not (file.exists() and orjson.loads(file.read_bytes())["points"]):
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(1)
         kill(stage)
         await asyncio.sleep(1)
         stage.start_daemon()

@@ -27,6 +27,7 @@ from trafficd.report.shelf import Shelf
 log = logging.getLogger("trafficd.canary")
 
 _EVERY = 5.0  # s between writes
+_PATIENCE = 2.0  # s that judging waits for a file to be read
 _AFTER = 3.0  # s after the end of a rollout that its last answers are waited for
 
 
@@ -116,9 +117,10 @@ class Chronicle:
 
     async def _found(self, rollout: str) -> Record | None:
         try:
-            return await self.shelf.record(rollout)
-        except StateError as error:
-            log.error("%s; the report begins anew", error)
+            async with asyncio.timeout(_PATIENCE):
+                return await self.shelf.record(rollout)
+        except (StateError, TimeoutError) as error:
+            log.error("%s; the report of %s begins anew", str(error) or "the disk does not answer", rollout)
             return None
 
     def _follow(self, kept: _Kept, found: Judged | None, now: float) -> None:
