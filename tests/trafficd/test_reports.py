@@ -11,7 +11,7 @@ import pytest
 
 from tests.report.test_course import said
 from tests.trafficd.home import Home
-from tests.trafficd.test_cli import only_json, trafficd
+from tests.trafficd.test_cli import in_swap, only_json, trafficd
 from trafficd.core import events as ev
 from trafficd.core.judge import Verdict
 from trafficd.core.model import Phase, Policy, Stage
@@ -140,12 +140,14 @@ async def test_a_rollout_that_nobody_judged_has_its_steps_and_says_why(home: Hom
 
 
 async def test_one_that_is_live_has_a_report_too(home: Home) -> None:
-    rollout = await home.deploy(min_healthy_time="60s")
-    await home.until(lambda: home.engine.state.live and home.engine.state.live.running_steps())
+    rollout = await in_swap(home)
     view = (await home.get(f"/v1/rollouts/{rollout}/report")).json
     assert (view["state"], view["ended_at"]) == ("running", None)
     assert view["steps"][-1]["seconds"] is None
     assert "goes on" in "".join((await page(home, rollout)).text)
+    assert home.driver.wait is not None
+    home.driver.wait.set()
+    assert (await home.ended(rollout))["state"] == "succeeded"
 
 
 async def test_the_verification_it_ran_under_is_in_it(home: Home) -> None:
