@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,15 @@ class Judge:
                 self.comparison = Comparison(Arms(frozenset(found.canary), found.stable), now)
             self.chronicle.judged(name, found, self.comparison, now)
 
+    async def written(self, rollout: str) -> None:
+        """Turn until all is on disk: a turn begins no write while one is under way."""
+        async with asyncio.timeout(30):
+            for turns in itertools.count(1):
+                await self.turn(after=6.0 * turns)
+                await asyncio.sleep(0.05)
+                if not self.home.shelf.open[rollout].changed and not self.chronicle.writing:
+                    return
+
     async def record(self, rollout: str) -> Record:
         found = await self.home.shelf.record(rollout)
         assert found is not None
@@ -140,8 +150,7 @@ async def test_after_a_kill_it_goes_on_with_what_is_in_the_file_and_the_log(besi
     began = time.time()
     seen = [answer(SPARES[0], began, began + 0.1), answer(SPARES[1], began, began + 0.2)]
     await judge.turn(*seen)
-    await judge.turn(after=6)
-    await beside.until(lambda: not beside.shelf.open[name].changed)
+    await judge.written(name)
     beside.shelf.open.clear()  # as if the process had been killed
     judge = Judge(beside)
     await judge.turn(*seen, answer(SPARES[0], began, began + 0.3))
@@ -183,8 +192,8 @@ async def test_a_disk_that_takes_nothing_is_said_once_and_disturbs_nobody(beside
     await judge.turn()
     assert (await judge.record(name)).points, "it goes on"
     (tmp_path / "reports").unlink()
-    await judge.turn(after=6)
-    await beside.until(lambda: not beside.engine.trouble.report)
+    await judge.written(name)
+    assert not beside.engine.trouble.report
     assert (tmp_path / "reports" / f"{name}.json").exists()
     await judge.chronicle.aclose()
 

@@ -168,12 +168,14 @@ class Chronicle:
 
     # -- files -----------------------------------------------------------------------------------------
 
-    def _busy(self) -> bool:
+    @property
+    def writing(self) -> bool:
+        """Whether a write is under way."""
         return self._writing is not None and not self._writing.done()
 
     def _drop_written(self) -> None:
         """Let go of what is over and on disk."""
-        if self._busy():
+        if self.writing:
             return
         for rollout in [name for name, kept in self._kept.items() if kept.closed and not kept.course.changed]:
             del self._kept[rollout]
@@ -181,7 +183,7 @@ class Chronicle:
 
     def _write(self, now: float) -> None:
         """Begin to write what is due, unless a write is still under way."""
-        if self._busy():
+        if self.writing:
             return
         due = [kept for kept in self._kept.values() if kept.course.changed and _is_due(kept, now)]
         for kept in due:
