@@ -41,8 +41,12 @@ def to_html(
     """`marks`: seconds since the start of the run, and what began then: the phases of a deploy, say. `listings`: from
     who knows more of what was lost than the report does, in place of its list."""
     lost = _lost(report, marks) if listings is None else listings
-    body = joined(_body(report, plan, verdict, title, sorted(marks), lost))
-    return _frame().substitute(title=joined([title]), body=body)
+    return framed(title, joined(_body(report, plan, verdict, title, sorted(marks), lost)))
+
+
+def framed(title: str, body: Markup, styles: str = "") -> str:
+    """A whole document around `body`. `styles`: more rules of CSS, which no user has a say in."""
+    return _frame().substitute(title=joined([title]), body=body, styles=styles)
 
 
 @cache

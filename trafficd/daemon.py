@@ -34,6 +34,7 @@ from trafficd.link import Link
 from trafficd.listen import inherited, tcp_socket, unix_socket
 from trafficd.preview import Preview, caddyfile, preview
 from trafficd.reload import refusals
+from trafficd.report.shelf import Shelf
 from trafficd.retention import keep_short
 from trafficd.store.sqlite import SqliteJournal, StateLock
 from trafficd.verify.verifier import Verifier
@@ -65,6 +66,7 @@ class Daemon:
         self._link = Link(self._admin, slots_root(self.config), caddy.slots_path, self._caddy, self._sites)
         self._composer = Composer(self.config, self._admin, self._journal, self._link)
         self._verifier = Verifier(self._composer.operators, self._journal)
+        self._shelf = Shelf(state / "reports")
 
     async def run(self) -> None:
         """Run until `stop` is called. Raises `TrafficdError` or `ProxyError` when it cannot start."""
@@ -93,9 +95,10 @@ class Daemon:
             if self.config.caddy.access_log is not None:
                 from trafficd.canary.analyst import Analyst  # most daemons judge nothing
 
-                analyst = Analyst(Path(self.config.caddy.access_log), self._composer.operators)
+                analyst = Analyst(Path(self.config.caddy.access_log), self._composer.operators, self._shelf)
                 stack.push_async_callback(_cancel, [asyncio.create_task(analyst.run())])
-            keeping = keep_short(self._composer.engines.values(), self._journal, self.config.daemon.retention)
+            engines, retention = self._composer.engines.values(), self.config.daemon.retention
+            keeping = keep_short(engines, self._journal, retention, self._shelf.forget)
             stack.push_async_callback(_cancel, [asyncio.create_task(keeping)])
             runner = await self._serve(guard)
             stack.push_async_callback(runner.cleanup)
@@ -227,6 +230,7 @@ class Daemon:
             self._sites,
             self._verifier,
             None if log_file is None else Path(log_file),
+            self._shelf,
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE, handler_cancellation=False)
         await runner.setup()

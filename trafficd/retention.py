@@ -1,4 +1,4 @@
-"""The journal forgets old rollouts and verifications, and nothing that still matters.
+"""The journal forgets old rollouts and verifications, and nothing that still matters; reports go with their rollouts.
 
 A snapshot of the service is journalled first; then the events of rollouts that ended long ago are not needed to know
 where the service stands. The newest rollout always stays, with one that is pending behind it, and so do the events
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Protocol
 
 from trafficd.core import events as ev
@@ -21,6 +21,9 @@ from trafficd.errors import ConflictError, TrafficdError
 log = logging.getLogger("trafficd.retention")
 
 _EVERY = 6 * 3600.0  # s between looks at the journal
+
+Forget = Callable[[float, Collection[str]], Awaitable[int]]
+"""Removes reports that were last written before (s since the epoch), but of these rollouts; how many went."""
 
 
 class Prunable(Protocol):
@@ -58,7 +61,7 @@ async def forget(engine: Engine, journal: Prunable, older_than: float) -> int:
     """Forget the rollouts of one service that ended longer ago than `older_than` seconds; how many events went."""
     state = engine.state
     before = time.time() - older_than
-    newest = [one.id for one in (state.rollout, state.queued, *state.displaced) if one is not None]
+    newest = _newest(state)
     if state.live is not None or not await journal.prune(engine.name, before, newest, dry=True):
         return 0
 
@@ -70,7 +73,14 @@ async def forget(engine: Engine, journal: Prunable, older_than: float) -> int:
     return await journal.prune(engine.name, before, newest)
 
 
-async def keep_short(engines: Iterable[Engine], journal: Prunable, older_than: float) -> None:
+def _newest(state: Service) -> list[str]:
+    """The rollouts that still matter."""
+    return [one.id for one in (state.rollout, state.queued, *state.displaced) if one is not None]
+
+
+async def keep_short(
+    engines: Iterable[Engine], journal: Prunable, older_than: float, reports: Forget | None = None
+) -> None:
     """Forget again and again, for ever."""
     watched = list(engines)
     while True:
@@ -82,4 +92,6 @@ async def keep_short(engines: Iterable[Engine], journal: Prunable, older_than: f
                     log.info("%s: %s events of old rollouts forgotten", engine.name, count)
             except TrafficdError as error:
                 log.info("%s: nothing forgotten this time: %s", engine.name, error)
+        if reports is not None:
+            await reports(time.time() - older_than, [name for engine in watched for name in _newest(engine.state)])
         await asyncio.sleep(_EVERY)

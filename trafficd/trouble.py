@@ -20,13 +20,14 @@ class Trouble:
     blind: str = ""  # a canary has traffic, and its answers cannot be read
     metrics: str = ""  # a canary's metrics from outside that are not known, a line each
     outliers: str = ""  # an upstream answers badly, and is not ejected
+    report: str = ""  # the report of a rollout that is judged cannot be written
     retired: str = ""  # instances that should be gone could not be stopped, a line each
     journal: str = ""
     bug: str = ""
 
     def lines(self) -> list[str]:
         traffic = (self.proxy, self.caddy, self.sites, self.counts)
-        judging = (self.blind, *self.metrics.splitlines(), self.outliers)
+        judging = (self.blind, *self.metrics.splitlines(), self.outliers, self.report)
         known = (*traffic, *judging, *self.retired.splitlines(), self.journal, self.bug)
         return [line for line in known if line]
 

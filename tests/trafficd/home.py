@@ -32,6 +32,7 @@ from trafficd.core.place import worker
 from trafficd.engine import Engine, Parts
 from trafficd.operate import Operator
 from trafficd.ports import Driver
+from trafficd.report.shelf import Shelf
 from trafficd.swap.external import ExternalDriver
 from trafficd.unrouted import NoPool
 from trafficd.verify.verifier import Verifier
@@ -117,6 +118,7 @@ class Home:
         self.sites: Sites | None = None
         self.access_log: Path | None = None
         self.load = FakeLoad()
+        self.shelf = Shelf(directory / "reports")
         self.engines: dict[str, Engine] = {}
         self.operators: dict[str, Operator] = {}
         self.port = 0
@@ -145,6 +147,7 @@ class Home:
             sites=self.sites,
             verifier=self.verifier,
             access_log=self.access_log,
+            shelf=self.shelf,
         )
         self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2, handler_cancellation=False)
         await self.runner.setup()

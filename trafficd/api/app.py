@@ -19,6 +19,7 @@ from trafficd.api import idempotency, schema, views
 from trafficd.api.endpoints import BODY_LIMIT, NEWEST, Endpoint, actor, answer, limit, openapi, part, read
 from trafficd.api.forecast import ForecastApi
 from trafficd.api.problems import problems
+from trafficd.api.reports import ReportApi
 from trafficd.api.sites import SiteApi
 from trafficd.api.stream import OPEN, cut_streams, stream
 from trafficd.api.verifications import VerificationApi
@@ -28,6 +29,7 @@ from trafficd.core.events import RolloutQueued, RolloutStarted
 from trafficd.errors import ConfigError, ConflictError, InvalidError, NotFoundError
 from trafficd.operate import Operator
 from trafficd.preview import Preview
+from trafficd.report.shelf import Shelf
 from trafficd.store.sqlite import SqliteJournal
 from trafficd.verify.verifier import Verifier, Wish
 
@@ -58,6 +60,7 @@ class Api:
     sites: Sites | None = None
     verifier: Verifier | None = None
     access_log: Path | None = None
+    shelf: Shelf | None = None
     started_at: float = field(default_factory=time.time)
 
     # -- services --------------------------------------------------------------------------------------
@@ -420,6 +423,7 @@ class Api:
             *SiteApi(self.operators, self.sites).endpoints(),
             *self._verifications.endpoints(),
             *ForecastApi(self.operators, self.access_log).endpoints(),
+            *ReportApi(self.operators, self.journal, self._owner, self.shelf, self.verifier).endpoints(),
         ]  # fmt: skip
 
 
@@ -439,9 +443,10 @@ def build(
     sites: Sites | None = None,
     verifier: Verifier | None = None,
     access_log: Path | None = None,
+    shelf: Shelf | None = None,
 ) -> web.Application:
     """The application, ready for a runner."""
-    api = Api(operators, journal, upkeep, sites, verifier, access_log)
+    api = Api(operators, journal, upkeep, sites, verifier, access_log, shelf)
     app = web.Application(
         middlewares=[problems, guarding.middleware(guard), idempotency.middleware(journal), problems],
         client_max_size=BODY_LIMIT,

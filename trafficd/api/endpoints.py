@@ -45,6 +45,7 @@ class Endpoint:
     media: str = "application/json"
     query: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # name -> JSON schema
     ill: int | None = None  # another status that has the same answer
+    also: tuple[str, ...] = ()  # other media that the answer may be had in
 
 
 async def read(request: web.Request, model: type[M], tables: Collection[str] = (), lists: Collection[str] = ()) -> M:
@@ -158,6 +159,7 @@ def _operation(endpoint: Endpoint, components: dict[str, Any]) -> dict[str, Any]
         if endpoint.answer is not None
         else {endpoint.media: {}}
     )
+    content |= {media: {} for media in endpoint.also}
     operation["responses"] = {str(endpoint.status): {"description": endpoint.summary, "content": content}}
     if endpoint.ill is not None:
         operation["responses"][str(endpoint.ill)] = {"description": "not well: `trouble` says why", "content": content}

@@ -18,6 +18,7 @@ from pathlib import Path
 from proxy.accessline import Answer
 from proxy.accesslog import Follower, Position
 from proxy.errors import ProxyError
+from trafficd.canary.chronicle import Chronicle
 from trafficd.canary.compare import Arms, Comparison, Settings
 from trafficd.canary.ejector import Ejector
 from trafficd.canary.outside import Outside
@@ -26,6 +27,7 @@ from trafficd.core.judge import Verdict
 from trafficd.core.judged import Judged, judged
 from trafficd.errors import TrafficdError
 from trafficd.operate import Operator
+from trafficd.report.shelf import Shelf
 
 log = logging.getLogger("trafficd.canary")
 
@@ -50,10 +52,12 @@ class _Watch:
 
 @dataclass
 class Analyst:
-    """`path`: the access log, as this process sees it."""
+    """`path`: the access log, as this process sees it; `shelf`: where the reports of rollouts are kept."""
 
     path: Path
     operators: Mapping[str, Operator]
+    shelf: Shelf
+    _chronicle: Chronicle = field(init=False)
     _ejector: Ejector = field(init=False)
     _follower: Follower | None = None
     _watches: dict[str, _Watch] = field(default_factory=dict)  # by service
@@ -62,6 +66,7 @@ class Analyst:
 
     def __post_init__(self) -> None:
         self._ejector = Ejector(self.operators)
+        self._chronicle = Chronicle(self.shelf, self.operators)
 
     async def run(self) -> None:
         """For ever."""
@@ -71,6 +76,7 @@ class Analyst:
             for task in self._asking:
                 task.cancel()
             await asyncio.gather(*self._asking, return_exceptions=True)
+            await self._chronicle.aclose()
 
     async def _turns(self) -> None:
         while True:
@@ -97,7 +103,8 @@ class Analyst:
             self.operators[name].engine.trouble.say("blind", "")
             self.operators[name].engine.judging = False
             self._watches.pop(name).outside.stop()
-        if not wanted and not self._ejector.wanted:
+        await self._chronicle.turn(wanted, time.time())
+        if not wanted and not self._ejector.wanted and not self._chronicle.open:
             self._close()
             return
         await self._read()
@@ -128,6 +135,7 @@ class Analyst:
             if watch is not None:
                 watch.comparison.take(answer)
             self._ejector.take(answer)
+            self._chronicle.take(answer)
             self._recent[answer.service].append(answer)
 
     @property
@@ -168,6 +176,7 @@ class Analyst:
             await self._sample(comparison, operator)
         comparison.pass_time(now)
         operator.engine.judge(comparison.analysis, watch.judged, acts=operator.section.canary.on_fail == "abort")
+        self._chronicle.judged(operator.state.name, watch.judged, comparison, time.time())
         if comparison.analysis.verdict is not Verdict.FAIL or watch.ended:
             return
         watch.ended = True

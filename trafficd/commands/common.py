@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from trafficd.client import Client, Json, RefusedError, read_token
 from trafficd.errors import ConfigError, DaemonUnreachableError, TrafficdError
 
 NOT_ACHIEVED, USAGE, UNREACHABLE = 1, 2, 3
+ROLLOUT_ID = re.compile(r"r-\d{8}-\d{6}-[0-9a-f]{6}", re.ASCII)
 
 
 @contextmanager

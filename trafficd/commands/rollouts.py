@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import sys
 
 import click
 
 from trafficd import show
 from trafficd.client import Client, Json
-from trafficd.commands.common import NOT_ACHIEVED, Options, actor, connected, name_in_path
+from trafficd.commands.common import NOT_ACHIEVED, ROLLOUT_ID, Options, actor, connected, name_in_path
+from trafficd.commands.report import judged
 from trafficd.errors import ConfigError, ConflictError, TrafficdError
-
-_ROLLOUT_ID = re.compile(r"r-\d{8}-\d{6}-[0-9a-f]{6}", re.ASCII)
-
 
 # -- rollouts ----------------------------------------------------------------------------------------------
 
@@ -86,13 +83,15 @@ def _follow(options: Options, client: Client, rollout: Json, *, wait: bool) -> N
                 f"no longer watching; the rollout goes on. To give it up: trafficd abort {rollout['id']}"
             ) from None
     options.say(rollout, show.rollout)
+    if wait and rollout["state"] != "succeeded" and not options.as_json and judged(client, rollout["id"]):
+        click.echo(f"  why, and whom it met: trafficd report {rollout['id']}")
     if wait and rollout["state"] != "succeeded":
         sys.exit(NOT_ACHIEVED)
 
 
 def _rollout_of(client: Client, name: str | None) -> str:
     """The id of a rollout named by itself or by its service; of the one live rollout where none is named."""
-    if name is not None and _ROLLOUT_ID.fullmatch(name):
+    if name is not None and ROLLOUT_ID.fullmatch(name):
         return name
     if name is not None:
         found = [client.call("GET", f"/v1/services/{name_in_path(name)}")]

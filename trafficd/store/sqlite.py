@@ -297,6 +297,15 @@ class SqliteJournal:
     async def verification_page(self, name: str) -> bytes | None:
         return await self._one("SELECT page FROM verifications WHERE id = ?", name)
 
+    async def verification_of(self, service: str, rollout: str) -> bytes | None:
+        """The newest one that a rollout ran under, if there is one."""
+        query = (
+            "SELECT body FROM verifications WHERE service = ? AND json_extract(CAST(body AS TEXT), '$.rollout') = ? "
+            "ORDER BY at DESC LIMIT 1"
+        )
+        row = await self._call(lambda: self._db.execute(query, (service, rollout)).fetchone())
+        return row[0] if row else None
+
     async def verifications(self, service: str | None, limit: int) -> list[bytes]:
         """The newest ones, newest first."""
         where, values = ("WHERE service = ?", (service,)) if service else ("", ())

@@ -36,6 +36,7 @@ class Store(Protocol):
     async def live_verifications(self) -> list[bytes]: ...
     async def verification(self, name: str) -> bytes | None: ...
     async def verification_page(self, name: str) -> bytes | None: ...
+    async def verification_of(self, service: str, rollout: str) -> bytes | None: ...
     async def verifications(self, service: str | None, limit: int) -> list[bytes]: ...
 
 
@@ -186,6 +187,14 @@ class Verifier:
         kept = [decode(body) for body in await self.store.verifications(service, limit)]
         live = {one.record.id: one for one in self._live.values()}
         return [live[one.id].view() if one.id in live else _interrupted(one) for one in kept]
+
+    async def of(self, service: str, rollout: str) -> Verification | None:
+        """The one that a rollout ran under, as it stands."""
+        live = self._live.get(service)
+        if live is not None and live.record.rollout == rollout:
+            return live.view()
+        body = await self.store.verification_of(service, rollout)
+        return None if body is None else _interrupted(decode(body))
 
     async def page(self, name: str) -> bytes:
         """The page of one that has ended. Raises `NotFoundError`, `ConflictError`."""
