@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from trafficd.config import values, workers
 from trafficd.config.canary import CanarySection, Part, Percent, Steps, Terms, plain, shaped, too_fine
+from trafficd.config.docker import DockerSection, EngineUrl, docker_clashes
 from trafficd.config.faults import Clash, Section, doubles, get, items
 from trafficd.config.pins import PREVIEW, PinName, PinSection, PreviewSection, pin_clashes
 from trafficd.config.values import (
@@ -76,6 +77,7 @@ class UpstreamSection(Section):
     dial: Dial | None = None  # None: a worker
     version: Version | None = None
     spare_dial: Dial | None = None
+    engine: EngineUrl | None = None  # driver = "docker": the Engine of its host, where not that of all
 
 
 class HealthSection(Section):
@@ -110,7 +112,7 @@ class RolloutSection(Section):
 
 
 class SwapSection(Section):
-    driver: Literal["command", "external"] = "external"
+    driver: Literal["command", "external", "docker"] = "external"
     command: Argv | None = None
     prepare: Argv | None = None
     retire: Argv | None = None
@@ -123,7 +125,7 @@ class SwapSection(Section):
         if driver == "command" and given.get("command") is None:
             yield ("command",), 'driver = "command" needs command = ["program", "argument", ...]'
         for key in ("command", "prepare", "retire"):
-            if driver == "external" and given.get(key) is not None:
+            if driver in ("external", "docker") and given.get(key) is not None:
                 yield (key,), 'is run only where driver = "command"'
 
 
@@ -220,6 +222,7 @@ class ServiceSection(Section):
     health: HealthSection = HealthSection()
     rollout: RolloutSection = RolloutSection()
     swap: SwapSection = SwapSection()
+    docker: DockerSection | None = None
     hooks: HooksSection = HooksSection()
     transport: TransportSection = TransportSection()
     maintenance: MaintenanceSection = MaintenanceSection()
@@ -233,6 +236,7 @@ class ServiceSection(Section):
     def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
         yield from _route_clashes(given)
         yield from pin_clashes(given)
+        yield from docker_clashes(given)
         worker = given.get("route") == "none"
         yield from workers.clashes(given, cls.model_fields) if worker else workers.missing_dials(given)
         for key in ("hosts", "listen"):
@@ -298,8 +302,8 @@ class ServiceSection(Section):
             swap_timeout=self.swap.timeout,
             prepare_timeout=self.swap.prepare_timeout,
             hook_timeout=self.hooks.timeout,
-            prepares=self.swap.prepare is not None,
-            retires=self.swap.retire is not None,
+            prepares=self.swap.prepare is not None or self.swap.driver == "docker",
+            retires=self.swap.retire is not None or self.swap.driver == "docker",
             external=self.swap.driver == "external",
             hooks=self.hooks.kinds(),
             watch_time=wanted.watch_time,
