@@ -1,4 +1,4 @@
-"""Deploys of containers on two hosts (two Engines of their own), through a whole daemon and a real Caddy, under load."""
+"""Deploys of containers on two hosts (an Engine each), through a whole daemon and a real Caddy, under load."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ echo {version} begins at $PORT
 exec {python} -m trafficd.demo.app $PORT {version} {options}
 """
 CRASHES = "#!/bin/sh\necho begins\necho no such table: users >&2\nexit 70\n"
+PORTS = 20_000 + 100 * (os.getpid() % 90)  # of this process alone: others test beside it, on the same network
 OPTIONS = {
     "v1": "",
     "v2": "--warm-up 1",
@@ -118,7 +119,8 @@ async def raise_stage(dockerds: list[Dockerd]) -> AsyncIterator[Raise]:
             instances=2,
             swap='driver = "docker"\n[services.web.docker]\n'
             + (docker or 'image = "shop/web:{version}"\npull = "missing"\n')
-            + 'take_over = "web-{upstream}"\nenvironment = {PORT = "{port}"}\n',
+            + 'take_over = "web-{upstream}"\nenvironment = {PORT = "{port}"}\n'
+            + f'port_range = "{PORTS}-{PORTS + 99}"\n',
             settings=settings,
         )
         stages.append(stage)
@@ -164,13 +166,11 @@ async def test_two_hosts_are_deployed_and_nothing_is_lost(raise_stage: Raise, or
 async def test_a_bad_version_is_taken_back_with_what_its_container_said(
     raise_stage: Raise, version: str, state: str, reason: str, order: str
 ) -> None:
-    stage = await raise_stage(settings=QUICK.replace("300ms", "5500ms").replace("8s", "7s"))
+    stage = await raise_stage(settings=QUICK.replace("300ms", "4500ms").replace("8s", "14s"))
     before = [one["Id"] for dockerd in stage.dockerds for one in await dockerd.containers()]
     async with load(stage.url) as result:
         rollout = await deploy(stage, version, order=order)
-    if (version, order) == ("crashes", "start_first"):
-        state = "failed"  # nothing was replaced: the old one never stopped
-    assert (rollout["state"], result.troubles()) == (state, {}), rollout
+    assert (rollout["state"], result.troubles()) == (state, {}), rollout["reason"]
     assert reason in rollout["reason"], rollout["reason"]
     assert versions(stage) == dict.fromkeys("ab", "v1")
     assert all(one["ready"] for one in service(stage)["upstreams"])
@@ -207,8 +207,8 @@ async def test_killed_at_a_call_of_the_engine_the_deploy_goes_on(
         await stage.wait_socket()
         view = await ended(stage, begin_)
     assert killed
-    assert view["state"] == "succeeded", view
-    assert not result.troubles()
+    assert view["state"] == "succeeded", view["reason"]
+    assert not result.troubles(), (stage.directory / "daemon.log").read_text()
     assert await stage.standing() == {"a": ["v2"], "b": ["v2"]}
     await counting.aclose()
 

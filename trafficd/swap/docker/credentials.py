@@ -59,7 +59,7 @@ def stored(config: Mapping[str, Any], registry: str) -> dict[str, str] | None:
         return {"identitytoken": entry["identitytoken"]}
     if entry.get("auth"):
         try:
-            user, _, password = base64.b64decode(entry["auth"]).decode().partition(":")
+            user, _, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError) as error:
             raise ValueError(f"auths.{registry}.auth is no base64") from error
         return {"username": user, "password": password.rstrip("\0")}
