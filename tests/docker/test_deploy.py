@@ -30,7 +30,7 @@ echo {version} begins at $PORT
 exec {python} -m trafficd.demo.app $PORT {version} {options}
 """
 CRASHES = "#!/bin/sh\necho begins\necho no such table: users >&2\nexit 70\n"
-PORTS = 20_000 + 100 * (os.getpid() % 90)  # of this process alone: others test beside it, on the same network
+PORTS = 15_000 + 100 * (os.getpid() % 40)  # of this process alone: others test beside it; and none of `free_port`
 OPTIONS = {
     "v1": "",
     "v2": "--warm-up 1",
