@@ -22,6 +22,7 @@ from proxy.pools import OpenCounts, SlotPool, pin_directories
 from proxy.slots import SlotDirectory
 from proxy.ways import ByAdmin, Way
 from trafficd.config import Config, ServiceSection
+from trafficd.config.docker import DockerSection
 from trafficd.core.addresses import elsewhere
 from trafficd.core.events import Event
 from trafficd.core.place import Expected, expected, worker
@@ -35,9 +36,13 @@ from trafficd.link import Link, Linked
 from trafficd.operate import Operator
 from trafficd.ports import Driver, Entry, Pool
 from trafficd.ssh.connections import Connections
+from trafficd.ssh.forward import Forwards
 from trafficd.ssh.host import parse_host
 from trafficd.store.sqlite import SqliteJournal
 from trafficd.swap.command import CommandDriver
+from trafficd.swap.docker.driver import DockerDriver
+from trafficd.swap.docker.engines import Certificates, Engines
+from trafficd.swap.docker.envfile import read_env_files
 from trafficd.swap.external import ExternalDriver
 from trafficd.swap.hooks import Hooks
 from trafficd.swap.placed import PlacedDriver
@@ -64,8 +69,10 @@ class Composer:
         self._counts = OpenCounts(self.admin)
         self._runner = CommandRunner(self.config.daemon.state_dir / "commands")
         self._connections = Connections(self.config.ssh.settings)
+        self._forwards = Forwards(self._connections)
         self._remote: dict[str, RemoteRunner] = {}
         self._external = ExternalDriver()
+        self._docker: list[tuple[DockerDriver, Engines]] = []
         self._pools: list[SlotPool | AdminPool | NoPool] = []
         self._probes: list[HttpProbe | CommandProbe] = []
         self._past: Mapping[str, Sequence[Entry]] = {}
@@ -91,16 +98,21 @@ class Composer:
             engine.start()
 
     async def close(self) -> None:
-        """Stop acting. Commands go on by themselves; the next daemon finds them."""
+        """Stop acting. Commands go on by themselves, and so do Engines; the next daemon finds them."""
         self._runner.leave()
         for runner in self._remote.values():
             runner.leave()
+        for driver, _ in self._docker:
+            driver.leave()
         for engine in self.engines.values():
             await engine.stop()
         for pool in self._pools:
             await pool.aclose()
         for probe in self._probes:
             await probe.aclose()
+        for _, engines in self._docker:
+            await engines.aclose()
+        await self._forwards.aclose()
         await self._connections.aclose()
 
     def _mended(self) -> dict[str, SlotDirectory]:
@@ -167,7 +179,7 @@ class Composer:
         self._probes.append(probe)
         return Parts(
             pool=pool,
-            driver=self._driver(section),
+            driver=self._driver(name, section),
             probe=probe,
             hook=Hooks(self._runner, name, section.hooks.argv, section.hooks.timeout),
             journal=self.journal,
@@ -202,9 +214,11 @@ class Composer:
 
         return CommandProbe(name, health.command, health.timeout, runs)
 
-    def _driver(self, section: ServiceSection) -> Driver:
+    def _driver(self, name: str, section: ServiceSection) -> Driver:
         if section.swap.driver == "external":
             return self._external
+        if section.swap.driver == "docker":
+            return self._containers(name, section)
         argv = {"swap": section.swap.command, "prepare": section.swap.prepare, "retire": section.swap.retire}
         own = {u.id: CommandDriver(self._runner_on(u.host), argv.get) for u in section.upstreams if u.host is not None}
         others = CommandDriver(self._runner_on(section.swap.host), argv.get)
@@ -218,6 +232,38 @@ class Composer:
             directory = self.config.daemon.state_dir / "commands"
             self._remote[host] = RemoteRunner(directory, parse_host(host), self._connections)
         return self._remote[host]
+
+    async def _forward(self, host: str, remote_socket: str) -> Path:
+        return await self._forwards.forward_unix(parse_host(f"ssh://{host}"), remote_socket)
+
+    def _containers(self, name: str, section: ServiceSection) -> DockerDriver:
+        docker = section.docker
+        assert docker is not None, "the configuration has looked at it"
+        engines = Engines(_certificates(docker), self._forward)
+        own = {one.id: one.engine for one in section.upstreams}
+
+        def engine_of(upstream: str) -> str:
+            return own.get(upstream) or docker.engine
+
+        def dial_of(upstream: str) -> str:
+            known = self.engines[name].state.upstreams.get(upstream)
+            return known.dial if known is not None else ""
+
+        driver = DockerDriver(docker, engines, engine_of, dial_of, routed=section.routed, reserved=_ports(self.config))
+        self._docker.append((driver, engines))
+        return driver
+
+
+def _ports(config: Config) -> set[int]:
+    """Ports that upstreams of any service have by the configuration."""
+    upstreams = [one for section in config.services.values() for one in section.upstreams]
+    dials = [dial for one in upstreams for dial in (one.dial, one.spare_dial) if dial is not None]
+    return {int(dial.rpartition(":")[2]) for dial in dials}
+
+
+def _certificates(docker: DockerSection) -> Certificates | None:
+    files = (docker.tls_ca, docker.tls_cert, docker.tls_key)
+    return Certificates(*(file for file in files if file is not None)) if all(files) else None
 
 
 def _refuse_other_kind(engine: Engine, section: ServiceSection) -> None:
@@ -265,6 +311,12 @@ def _trusting(authorities: Path | None, key: str) -> ssl.SSLContext:
         raise ConfigError(f"{key}: {authorities}: {error}") from error
 
 
+def _check_docker(docker: DockerSection) -> None:
+    read_env_files(docker.env_files)
+    if (certificates := _certificates(docker)) is not None:
+        certificates.context()
+
+
 def check_files(config: Config, others: Iterable[str] = ()) -> None:
     """Read what the configuration only names: certificates, say. Raises `ConfigError` with all the faults, and with
     `others` that were found elsewhere."""
@@ -274,6 +326,8 @@ def check_files(config: Config, others: Iterable[str] = ()) -> None:
             tls_context(name, section)
             if section.verify.tls_ca is not None:
                 _trusting(section.verify.tls_ca, f"services.{name}.verify.tls_ca")
+            if section.docker is not None:
+                _check_docker(section.docker)
         except ConfigError as error:
             faults.append(str(error))
     if any(section.ssh_hosts for section in config.services.values()):

@@ -26,7 +26,7 @@ from trafficd.core.model import (
 from trafficd.core.place import address
 from trafficd.core.revert import ending
 from trafficd.observe import ask, drain, gate, stay_up
-from trafficd.ports import Driver, Outcome, Pool, Probe, Swap
+from trafficd.ports import Driver, Explains, Outcome, Pool, Probe, Swap
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ async def _watch(hands: Hands, rollout: Rollout, record: StepRecord, task: Task)
     failure = await stay_up(
         hands.probe, task.new_dial, since=record.started_at, watch_time=rollout.policy.watch_time, fall=hands.fall
     )
-    return Done(Outcome(failure is None, failure or ""))
+    return Done(await _explained(hands, rollout, task, failure))
 
 
 async def retire(hands: Hands, policy: Policy, service: str, upstream: str, one: Beside, *, resumed: bool) -> Done:
@@ -203,7 +203,17 @@ async def _gate(hands: Hands, rollout: Rollout, record: StepRecord, task: Task) 
         min_healthy_time=rollout.policy.min_healthy_time if swapped else 0.0,
         deadline=rollout.policy.healthy_deadline,
     )
-    return Done(Outcome(failure is None, failure or ""))
+    return Done(await _explained(hands, rollout, task, failure))
+
+
+async def _explained(hands: Hands, rollout: Rollout, task: Task, failure: str | None) -> Outcome:
+    """How a gate ended, with what the instance itself says where its driver can ask it."""
+    if failure is None:
+        return Outcome(ok=True)
+    said = None
+    if isinstance(hands.driver, Explains):
+        said = await hands.driver.explain(rollout.service, task.upstream, address(task.new_dial or "") or "")
+    return Outcome(False, failure) if said is None else Outcome(False, f"{failure}; {said.reason}", said.output)
 
 
 async def _drive(hands: Hands, rollout: Rollout, record: StepRecord, task: Task, *, resumed: bool) -> Done:

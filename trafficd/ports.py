@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from trafficd.core.events import Event
 
@@ -116,3 +116,17 @@ class Driver(Protocol):
     """Replaces what runs behind an address. Cancelling the call ends the work that it started."""
 
     async def __call__(self, swap: Swap) -> Outcome: ...
+
+
+class Said(NamedTuple):
+    """What an instance itself says about why it is not well: in one line, and at length."""
+
+    reason: str
+    output: str = ""
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A driver that can ask what it started. Never raises for what it cannot learn: then it has nothing to say."""
+
+    async def explain(self, service: str, upstream: str, dial: str) -> Said | None: ...

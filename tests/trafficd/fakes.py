@@ -15,7 +15,7 @@ from proxy.model import InFlight, Table
 from trafficd.core.events import Event
 from trafficd.core.model import StepKind
 from trafficd.errors import JournalError
-from trafficd.ports import Entry, Outcome, Swap
+from trafficd.ports import Entry, Outcome, Said, Swap
 from trafficd.store.sqlite import SqliteJournal
 
 T = TypeVar("T")
@@ -109,6 +109,7 @@ class FakeDriver:
     slow: dict[str, asyncio.Event] = field(default_factory=dict)
     fails: dict[str, str] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    says: dict[str, Said] = field(default_factory=dict)  # by upstream: what its instance says when it is asked
     cancelled: int = 0
 
     async def __call__(self, swap: Swap) -> Outcome:
@@ -122,6 +123,9 @@ class FakeDriver:
             raise
         reason = self.fails.get(swap.version)
         return Outcome(ok=reason is None, reason=reason or "", dial=self.names.get(swap.upstream))
+
+    async def explain(self, service: str, upstream: str, dial: str) -> Said | None:
+        return self.says.get(upstream)
 
 
 async def no_hook(kind: StepKind, name: str, environment: Mapping[str, str], since: float) -> Outcome:

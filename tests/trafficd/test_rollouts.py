@@ -11,6 +11,7 @@ from tests.trafficd.conftest import Begin
 from tests.trafficd.home import A, Answer, B, C, Home, section
 from trafficd.core import events as ev
 from trafficd.core.model import Phase, StepKey, StepKind
+from trafficd.ports import Said
 
 WEB = "/v1/services/web"
 ROLLOUTS = f"{WEB}/rollouts"
@@ -442,3 +443,18 @@ async def test_a_driver_that_names_an_address_in_use_fails_the_swap(
     assert says in ended["failure"], ended
     # Nobody has lost traffic but the upstream whose turn it was.
     assert {B, C} <= set(home.pool.shares())
+
+
+@pytest.mark.parametrize("said", [Said("its last lines: no such table", "no such table\n"), None])
+async def test_a_gate_that_fails_tells_what_the_instance_says(home: Home, said: Said | None) -> None:
+    home.driver.says = {"a": said} if said is not None else {}
+    rollout = await in_swap(home)
+    home.probe.dead[A] = "status 503"
+    assert home.driver.wait is not None
+    home.driver.wait.set()
+    await home.until(lambda: len(home.driver.swaps) > 1)  # its revert
+    home.probe.dead.clear()
+    ended = await home.ended(rollout)
+    (gate, *_) = [step for step in ended["steps"] if step["step"] == "gate"]
+    assert ("no such table" in ended["failure"]) == (said is not None)
+    assert gate["output"] == (said.output if said is not None else "")

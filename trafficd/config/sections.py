@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from trafficd.config import values, workers
 from trafficd.config.canary import CanarySection, Part, Percent, Steps, Terms, plain, shaped, too_fine
+from trafficd.config.docker import DockerSection, EngineUrl, docker_clashes
 from trafficd.config.faults import Clash, Section, doubles, get, items
 from trafficd.config.pins import PREVIEW, PinName, PinSection, PreviewSection, pin_clashes
 from trafficd.config.values import (
@@ -102,6 +103,7 @@ class UpstreamSection(Section):
     spare_dial: Dial | None = None
     group: Name | None = None
     host: SshHost | None = None  # where its swap command runs; None: that of swap
+    engine: EngineUrl | None = None  # driver = "docker": the Engine of its host, where not that of all
 
 
 class HealthSection(Section):
@@ -136,7 +138,7 @@ class RolloutSection(Section):
 
 
 class SwapSection(Section):
-    driver: Literal["command", "external"] = "external"
+    driver: Literal["command", "external", "docker"] = "external"
     command: Argv | None = None
     prepare: Argv | None = None
     retire: Argv | None = None
@@ -150,9 +152,9 @@ class SwapSection(Section):
         if driver == "command" and given.get("command") is None:
             yield ("command",), 'driver = "command" needs command = ["program", "argument", ...]'
         for key in ("command", "prepare", "retire"):
-            if driver == "external" and given.get(key) is not None:
+            if driver in ("external", "docker") and given.get(key) is not None:
                 yield (key,), 'is run only where driver = "command"'
-        if driver == "external" and given.get("host") is not None:
+        if driver in ("external", "docker") and given.get("host") is not None:
             yield ("host",), 'is where a command runs: it needs driver = "command"'
 
 
@@ -249,6 +251,7 @@ class ServiceSection(Section):
     health: HealthSection = HealthSection()
     rollout: RolloutSection = RolloutSection()
     swap: SwapSection = SwapSection()
+    docker: DockerSection | None = None
     hooks: HooksSection = HooksSection()
     transport: TransportSection = TransportSection()
     maintenance: MaintenanceSection = MaintenanceSection()
@@ -262,6 +265,7 @@ class ServiceSection(Section):
     def clashes(cls, given: Mapping[str, Any]) -> Iterator[Clash]:
         yield from _route_clashes(given)
         yield from pin_clashes(given)
+        yield from docker_clashes(given)
         worker = given.get("route") == "none"
         yield from workers.clashes(given, cls.model_fields) if worker else workers.missing_dials(given)
         for key in ("hosts", "listen"):
@@ -291,8 +295,10 @@ class ServiceSection(Section):
 
     @property
     def ssh_hosts(self) -> frozenset[str]:
-        """The other hosts that commands of this service run on."""
-        return frozenset(host for host in (self.swap.host, *(u.host for u in self.upstreams)) if host is not None)
+        """The other hosts that commands of this service run on, or its Engines."""
+        engines = [u.engine for u in self.upstreams] + [self.docker.engine if self.docker is not None else None]
+        places = [self.swap.host, *(u.host for u in self.upstreams), *engines]
+        return frozenset(place for place in places if place is not None and place.startswith("ssh://"))
 
     @property
     def routed(self) -> bool:
@@ -335,8 +341,8 @@ class ServiceSection(Section):
             swap_timeout=self.swap.timeout,
             prepare_timeout=self.swap.prepare_timeout,
             hook_timeout=self.hooks.timeout,
-            prepares=self.swap.prepare is not None,
-            retires=self.swap.retire is not None,
+            prepares=self.swap.prepare is not None or self.swap.driver == "docker",
+            retires=self.swap.retire is not None or self.swap.driver == "docker",
             external=self.swap.driver == "external",
             hooks=self.hooks.kinds(),
             watch_time=wanted.watch_time,
