@@ -69,6 +69,9 @@ async def test_two_operators_who_promote_the_same_gate_pass_one(beside: Home) ->
         assert (await beside.post(f"/v1/rollouts/{rollout}/promote", {"gate": 0})).status == 200
     await at_stage(beside, rollout, 1)
     assert new(beside) == 50
+    nothing_waits = await beside.post(f"/v1/rollouts/{rollout}/promote", {"gate": 0})
+    assert nothing_waits.status == 200
+    assert new(beside) == 50
     late = await beside.post(f"/v1/rollouts/{rollout}/promote", {"gate": 7})
     assert (late.status, "does not wait at its step 8" in late.detail) == (409, True)
 
@@ -82,6 +85,15 @@ async def test_a_promote_where_no_gate_waits_gives_everything(beside: Home) -> N
     warm = (await beside.get(WEB)).json["upstreams"][0]["beside"][0]
     assert (warm["version"], warm["dial"], warm["share"]) == ("v1", A, 0)
     assert warm["keep_until"] is not None
+
+
+async def test_where_there_are_gates_all_traffic_has_to_be_asked_for_by_name(beside: Home) -> None:
+    rollout = await beside.deploy(strategy="canary", steps=[5, {"percent": 50, "gate": True}])
+    await at_stage(beside, rollout, 0)
+    answer = await beside.post(f"/v1/rollouts/{rollout}/promote")
+    assert (answer.status, "--all" in answer.detail, new(beside)) == (409, True, 5)
+    assert (await beside.post(f"/v1/rollouts/{rollout}/promote", {"all": True})).status == 200
+    assert (await beside.ended(rollout))["state"] == "succeeded"
 
 
 async def test_a_rollback_to_a_warm_version_swaps_nothing(beside: Home) -> None:

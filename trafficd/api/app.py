@@ -299,7 +299,7 @@ class Api:
     async def promote(self, request: web.Request) -> web.StreamResponse:
         operator, rollout_id = await self._live(request)
         wanted = await read(request, schema.PromoteRollout)
-        await operator.promote(rollout_id, gate=wanted.gate, actor=actor(request))
+        await operator.promote(rollout_id, gate=wanted.gate, everything=wanted.everything, actor=actor(request))
         return answer(await self._rollout(rollout_id))
 
     async def abort(self, request: web.Request) -> web.StreamResponse:

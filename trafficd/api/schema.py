@@ -110,6 +110,9 @@ class PromoteRollout(Request):
     gate: Annotated[int, Field(ge=0, le=1000)] | None = Field(
         default=None, description="the number of the stage that waits: a second promote then goes no further"
     )
+    everything: bool = Field(
+        default=False, alias="all", description="all traffic at once; must be said where the rollout has gates"
+    )
 
 
 class AbortRollout(Request):

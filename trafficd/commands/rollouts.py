@@ -139,8 +139,9 @@ def _verification_of(client: Client, service: str | None) -> str | None:
 
 @click.command()
 @click.argument("rollout", required=False)
+@click.option("--all", "everything", is_flag=True, help="All traffic at once, also where the rollout has gates.")
 @connected
-def promote(options: Options, rollout: str | None) -> None:
+def promote(options: Options, rollout: str | None, everything: bool) -> None:
     """Go on where a rollout waits for somebody; else give its version all traffic at once.
 
     ROLLOUT is an id or a service; without it, the live one.
@@ -149,7 +150,9 @@ def promote(options: Options, rollout: str | None) -> None:
     path = f"/v1/rollouts/{_rollout_of(client, rollout)}"
     now = client.call("GET", path)
     # The step that was looked at: should somebody else have promoted it meanwhile, this one goes no further.
-    body: Json = {"gate": now["stage"]} if now.get("waits_for_promote") else {}
+    body: Json = {"gate": now["stage"]} if now.get("waits_for_promote") and not everything else {}
+    if everything:
+        body["all"] = True
     options.say(client.call("POST", f"{path}/promote", body, actor()), show.rollout)
 
 

@@ -201,10 +201,13 @@ class RolloutRequests(Requests):
         self._live(rollout_id)
         await self._on_live(ev.Resumed(self.state.name, rollout_id, actor), paused=False)
 
-    async def promote(self, rollout_id: str, *, gate: int | None = None, actor: str = "") -> None:
+    async def promote(
+        self, rollout_id: str, *, gate: int | None = None, everything: bool = False, actor: str = ""
+    ) -> None:
         """Let the rollout go on where it waits for somebody; else give its version all traffic at once.
 
         `gate`: the number of the stage that is meant, so that a second promote does not go further than the first.
+        `everything`: all traffic is meant, also where the rollout has gates.
         """
         rollout = self._live(rollout_id)
         if rollout.phase is Phase.PENDING:
@@ -230,6 +233,12 @@ class RolloutRequests(Requests):
         event: ev.Event = ev.Promoted(self.state.name, rollout_id, actor)
         if rollout.stage is not None and (gate is not None or stages.waits_for_person(rollout, now)):
             event = ev.GatePassed(self.state.name, rollout_id, rollout.stage if gate is None else gate, actor)
+        elif not everything and any(stage.gate for stage in rollout.policy.stages) and not rollout.promoted:
+            # Whoever knows that there are gates may mean one that somebody else has just passed.
+            raise ConflictError(
+                f"no gate of rollout {rollout_id} waits now; to give {rollout.version} all traffic at once: "
+                f'trafficd promote {rollout_id} --all ("all": true)'
+            )
         await self.engine.record(event, check)
 
     async def abort(self, rollout_id: str, *, revert: bool = True, actor: str = "", reason: str = "") -> str | None:
