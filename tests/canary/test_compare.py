@@ -252,6 +252,7 @@ def test_a_log_without_the_canary_has_nothing_to_compare() -> None:
     assert compare(before(), ARMS, Settings()) is None
 
 
+@pytest.mark.slow
 def test_the_stable_version_is_not_told_apart_from_itself() -> None:
     answers = list(traffic(60, share=0.0, base=0.02))
     alarms = against_itself(answers, frozenset({OLD}), Settings(), share=0.1, runs=20, seed=3)

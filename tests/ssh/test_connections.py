@@ -163,11 +163,10 @@ async def test_nobody_there(sshd: Sshd) -> None:
 
 
 async def test_a_host_that_says_nothing(sshd: Sshd) -> None:
-    sshd.stop()
     writers: list[asyncio.StreamWriter] = []
-    silent = await asyncio.start_server(lambda _, writer: writers.append(writer), "127.0.0.1", sshd.port)
+    silent = await asyncio.start_server(lambda _, writer: writers.append(writer), "127.0.0.1", 0)
     settings = dataclasses.replace(sshd.settings, connect_timeout=0.3)
-    why = await refusal(settings, sshd.host)
+    why = await refusal(settings, sshd.host._replace(port=silent.sockets[0].getsockname()[1]))
     assert why.endswith("does not answer within 0.3 s (ssh.connect_timeout)")
     silent.close()
     for writer in writers:

@@ -137,6 +137,7 @@ def drain(stage: Stage, **body: object) -> Json:
         client.close()
 
 
+@pytest.mark.slow
 async def test_a_reload_with_the_snippet_keeps_a_drain_and_what_is_open_stays_visible(beside: Beside) -> None:
     stage, caddy = await beside(IMPORT, settings=QUICK.replace('drain_timeout = "3s"', 'drain_timeout = "20s"'))
     await serve(stage)
@@ -158,6 +159,7 @@ async def test_a_reload_with_the_snippet_keeps_a_drain_and_what_is_open_stays_vi
     assert {answer.headers["X-App-Instance"] for answer in answers} == {stage.dial(1)}
 
 
+@pytest.mark.slow
 async def test_a_reload_without_us_is_noticed_and_nothing_is_guessed(beside: Beside) -> None:
     stage, caddy = await beside(f"{ADOPT}\nrestore = false", settings=SLOW_GATE)
     await serve(stage)
@@ -262,6 +264,7 @@ async def plan(stage: Stage, *arguments: str) -> tuple[int, str]:
     return process.returncode, output.decode()
 
 
+@pytest.mark.slow
 async def test_the_plan_shows_the_write_and_touches_nothing(beside: Beside) -> None:
     stage, caddy = await beside(ADOPT)
     stage.config.write_text(stage.toml())

@@ -37,6 +37,7 @@ async def stage() -> AsyncIterator[Stage]:
     await stage.aclose()
 
 
+@pytest.mark.slow
 async def test_slots_at_another_path_in_the_container_are_as_good(stage: Stage) -> None:
     state, seen = stage.directory / "state", stage.directory / "seen"
     caddy = StrangersCaddy(stage, contained(state, {state / "slots": seen}))

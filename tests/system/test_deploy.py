@@ -63,7 +63,7 @@ async def test_a_deploy_loses_nothing_and_cuts_no_websocket(raise_stage: Raise) 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ("--warm-up 999", "503"),
+        pytest.param("--warm-up 999", "503", marks=pytest.mark.slow),
         pytest.param("--healthy-for 1.0", "healthy", marks=pytest.mark.slow),
         pytest.param("--crash-after 0", "cannot connect", marks=pytest.mark.slow),
     ],

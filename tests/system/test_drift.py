@@ -35,6 +35,7 @@ async def ids(stage: Stage) -> frozenset[str]:
         return route_ids((await client.get(f"{stage.admin_url}/config/")).json())
 
 
+@pytest.mark.slow
 async def test_a_route_that_may_not_be_restored_pauses_the_rollout_within_two_seconds(raise_stage: Raise) -> None:
     stage = await raise_stage(service="restore = false", settings=SLOW_GATE)
     rollout = begin(stage, "v2")

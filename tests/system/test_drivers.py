@@ -93,6 +93,7 @@ async def test_when_the_old_version_does_not_come_back_it_is_stuck_and_the_rest_
     assert {one["id"]: one["share"] for one in service(stage)["upstreams"]} == {"a": 0, "b": 50, "c": 50}
 
 
+@pytest.mark.slow
 async def test_the_caller_replaces_the_instances_of_a_rollout(raise_stage: Raise) -> None:
     stage = await raise_stage(swap='driver = "external"')
     client = stage.client()

@@ -122,6 +122,7 @@ async def test_stopped_for_a_while_it_loses_nothing(raise_stage: Raise, seconds:
     assert not unexpected(stage, result)
 
 
+@pytest.mark.slow
 async def test_a_swap_command_that_outlives_the_daemon_is_waited_for_and_runs_once(
     raise_stage: Raise, tmp_path: Path
 ) -> None:
@@ -179,6 +180,7 @@ async def _config(stage: Stage) -> str:
         return (await client.get(f"{stage.admin_url}/config/")).text
 
 
+@pytest.mark.slow
 async def test_a_caddy_of_our_own_that_hangs_does_not_keep_a_restarted_daemon_from_starting(
     raise_stage: Raise,
 ) -> None:
@@ -198,6 +200,7 @@ async def test_a_caddy_of_our_own_that_hangs_does_not_keep_a_restarted_daemon_fr
             await asyncio.sleep(0.1)
 
 
+@pytest.mark.slow
 async def test_restarting_the_daemon_changes_nothing_in_caddy(raise_stage: Raise) -> None:
     stage = await raise_stage()
 

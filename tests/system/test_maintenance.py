@@ -26,6 +26,7 @@ async def maintenance(stage: Stage, *, on: bool) -> Json:
         client.close()
 
 
+@pytest.mark.slow
 async def test_maintenance_answers_for_a_while_and_a_deploy_goes_on_behind_it(raise_stage: Raise) -> None:
     stage = await raise_stage(settings=TEXT)
     async with load(stage.url, sockets=2) as result:

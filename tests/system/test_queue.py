@@ -38,6 +38,7 @@ def ask(stage: Stage, version: str, how: str) -> Json:
 
 
 @pytest.mark.parametrize("how", ["queue", "supersede"])
+@pytest.mark.slow
 async def test_another_version_in_mid_rollout_loses_nothing(raise_stage: Raise, how: str) -> None:
     stage = await raise_stage()
     async with load(stage.url) as result:

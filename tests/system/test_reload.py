@@ -156,6 +156,7 @@ async def troubles(stage: Stage) -> dict[str, list[str]]:
         client.close()
 
 
+@pytest.mark.slow
 async def test_hangups_in_a_row_are_no_end(raise_stage: Raise) -> None:
     stage = await raise_stage(instances=1)
     assert stage.daemon is not None

@@ -81,6 +81,7 @@ async def under_load(stage: Stage, percent: float) -> str:
     return str(begun["id"])
 
 
+@pytest.mark.slow
 async def test_load_alone_fails_a_canary_where_it_is_judged(raise_stage: Raise, tmp_path: Path) -> None:
     instance = Instance("errors", rate=0.05)
     async with beside(raise_stage, instance, tmp_path / "access.log", settings('["verify"]')) as stage:

@@ -53,6 +53,7 @@ async def test_a_service_and_its_upstreams(home: Home) -> None:
         "ejected_until": None,
         "reason": "",
         "beside": [],
+        "group": None,
     }
     assert view["upstreams"][1]["in_flight"] is None
     assert (await home.get("/v1/services")).json["services"][0]["name"] == "web"
