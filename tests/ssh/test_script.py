@@ -163,6 +163,7 @@ def test_hostile_values_reach_the_program(place: Place) -> None:
     assert not (place.home / "x").exists()
 
 
+@pytest.mark.usefixtures("nothing_ignored")
 def test_the_command_finds_nothing_unusual(place: Place) -> None:
     script = "ls /proc/self/fd | wc -l; grep -E 'Sig(Blk|Ign)' /proc/self/status; cat | wc -c; umask"
     word, count, blocked, ignored, stdin, mask = place.run("a", sh(f"umask 022; {script}")).splitlines()

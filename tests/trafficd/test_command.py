@@ -164,7 +164,7 @@ def leaked() -> Iterator[None]:
     os.close(fd)
 
 
-@pytest.mark.usefixtures("leaked")
+@pytest.mark.usefixtures("leaked", "nothing_ignored")
 async def test_the_command_finds_nothing_unusual(runner: CommandRunner) -> None:
     """No open descriptor of the daemon, no signal blocked or ignored, an empty standard input."""
     script = "ls /proc/self/fd | wc -l; grep -E 'Sig(Blk|Ign)' /proc/self/status; cat | wc -c"

@@ -24,6 +24,7 @@ _MISSED = 3  # keep-alives without an answer, after which a connection is lost
 # Beside those of the keys that are known, which come first: a host that has none of them any more could otherwise not
 # even show its new key, and hangs up without a word.
 _ANY_KEY = "+ssh-ed25519,ecdsa-sha2-nistp256,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521,rsa-sha2-512,rsa-sha2-256"
+_TRIES, _AGAIN = 20, 0.1  # how often a session that sshd refuses is asked for, and s in between
 _CLOSED_BY = 2.0  # s that the other side is given to see a connection closed
 
 
@@ -74,10 +75,8 @@ class Connections:
         async with link.reserved if reserved else link.sessions:
             connection = await self.connect(host)
             with told_of(host):
-                import asyncssh
-
                 async with asyncio.timeout(self.settings.connect_timeout):
-                    process = await connection.create_process(command, encoding=None, stderr=asyncssh.STDOUT)
+                    process = await _begun(connection, command)
                 try:
                     yield process
                 finally:
@@ -155,6 +154,17 @@ def _looked_at(attempt: asyncio.Task[asyncssh.SSHClientConnection]) -> None:
     """A failure is told to those who wait; where nobody does any more, it is no news either."""
     if not attempt.cancelled():
         attempt.exception()
+
+
+async def _begun(connection: asyncssh.SSHClientConnection, command: str) -> asyncssh.SSHClientProcess[bytes]:
+    """A session. sshd counts one that has ended until it has reaped its shell, so a refusal may be over in a moment."""
+    import asyncssh
+
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(asyncssh.ChannelOpenError):
+            return await connection.create_process(command, encoding=None, stderr=asyncssh.STDOUT)
+        await asyncio.sleep(_AGAIN)
+    return await connection.create_process(command, encoding=None, stderr=asyncssh.STDOUT)
 
 
 @contextlib.contextmanager
