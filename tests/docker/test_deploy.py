@@ -20,7 +20,7 @@ from tests.system.test_faults import begin, ended
 from trafficd.client import Json
 from trafficd.demo.stage import Stage
 
-pytestmark = [needs_docker, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [needs_docker, pytest.mark.slow, pytest.mark.containers, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 # The sample app, run with this machine's own Python, which is mounted into the container.
