@@ -223,6 +223,20 @@ def test_going_back_to_a_warm_version_needs_no_swap() -> None:
     assert {one.version for _, one in sim.service.besides()} == {"v2"}
 
 
+def test_what_is_warm_and_wanted_again_wakes_nobody() -> None:
+    """A time that is over and calls for nothing would have the daemon ask without a pause."""
+    sim = fleet_of(2, spare=True)
+    sim.verdict = Verdict.PASS
+    start(sim, canary(keep_old=300.0), strategy="canary")
+    sim.run()
+    sim.verdict = None
+    start(sim, canary((Stage(0, gate=True), Stage(100))), version="v1", rollout="r2", strategy="canary")
+    advance_to(sim, 0)
+    sim.now += 1000
+    decision = sim.settle()
+    assert (decision.event, decision.wake_at) == (None, None)
+
+
 def test_a_way_back_that_fails_leaves_the_warm_instances_warm() -> None:
     sim = fleet_of(2, spare=True)
     sim.verdict = Verdict.PASS

@@ -6,7 +6,7 @@ warm one. It goes by being retired: it gets no traffic from the moment that is j
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from trafficd.core import events as ev
@@ -106,21 +106,28 @@ def retire_event(service: Service, at: float, event: ev.RetireStarted | ev.Retir
     return tidied(changed_service) if isinstance(event, ev.RetireEnded) else changed_service
 
 
-def next_event(service: Service, now: float) -> ev.RetireStarted | None:
-    """The next instance that has been kept warm for long enough, if any. What has a share is no warm one any more."""
+def _warm(service: Service) -> Iterator[tuple[float, Upstream, Beside]]:
+    """Until when (s since the epoch) each warm instance is kept. What has a share is no warm one any more, nor is what
+    a rollout or a `ready` by hand is just bringing in."""
     live, parts = service.live, service.parts()
     for upstream, one in service.besides():
         wanted = one.version in parts or (live is not None and live.policy.beside and one.version == live.version)
         wanted = wanted or (upstream.gating is not None and upstream.gating.dial == one.dial)
-        if one.keep_until is not None and one.keep_until <= now and not one.retiring and not wanted:
+        if one.keep_until is not None and not one.retiring and not wanted:
+            yield one.keep_until, upstream, one
+
+
+def next_event(service: Service, now: float) -> ev.RetireStarted | None:
+    """The next instance that has been kept warm for long enough, if any."""
+    for until, upstream, one in _warm(service):
+        if until <= now:
             return ev.RetireStarted(service.name, upstream.id, one.dial, f"kept long enough: {one.version}")
     return None
 
 
 def wake_at(service: Service) -> float | None:
     """When the next instance will have been kept warm for long enough (s since the epoch)."""
-    times = [one.keep_until for _, one in service.besides() if one.keep_until is not None and not one.retiring]
-    return min(times, default=None)
+    return min((until for until, _, _ in _warm(service)), default=None)
 
 
 def in_the_way(upstream: Upstream, task: Task) -> bool:
