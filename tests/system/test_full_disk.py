@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
@@ -63,27 +64,34 @@ def fill(state: Path) -> None:
         return
 
 
+@contextlib.asynccontextmanager
+async def aborted_on_a_full_disk(stage: Stage, rollout: str, *, requests: int) -> AsyncIterator[None]:
+    """Fill the disk and abort: so many requests then see the old version alone. With space again it is reverted."""
+    fill(stage.directory / "state")
+    client = stage.client()
+    answer = await asyncio.to_thread(client.call, "POST", f"/v1/rollouts/{rollout}/abort", {})
+    client.close()
+    assert "not in the journal yet" in answer["warning"]
+    yield
+    async with httpx.AsyncClient(trust_env=False) as public:
+        answers = [(await public.get(stage.url)).headers["X-App-Version"] for _ in range(requests)]
+    assert set(answers) == {"v1"}
+    for path in (stage.directory / "state").glob("fill"):
+        path.unlink()
+    (stage.directory / "state" / "rest").unlink(missing_ok=True)
+    assert (await ended(stage, rollout))["state"] == "reverted"
+
+
 async def test_an_abort_moves_traffic_on_a_full_disk(stage: Stage) -> None:
     await stage.wait_ready()
     rollout = begin(stage, "v2")
     async with asyncio.timeout(30):
         while not _half_way(service(stage)["rollout"]["upstreams"]):
             await asyncio.sleep(0.05)
-    fill(stage.directory / "state")
-    client = stage.client()
-    answer = await asyncio.to_thread(client.call, "POST", f"/v1/rollouts/{rollout}/abort", {})
-    assert "not in the journal yet" in answer["warning"]
-    shares = {one["id"]: one["share"] for one in service(stage)["upstreams"]}
-    assert (shares["a"], shares["b"]) == (0, 0)
-    assert (shares["c"], shares["d"]) == (50, 50)
-    async with httpx.AsyncClient(trust_env=False) as public:
-        answers = [(await public.get(stage.url)).headers["X-App-Version"] for _ in range(30)]
-    assert set(answers) == {"v1"}
-    for path in (stage.directory / "state").glob("fill"):
-        path.unlink()
-    (stage.directory / "state" / "rest").unlink(missing_ok=True)
-    assert (await ended(stage, rollout))["state"] == "reverted"
-    client.close()
+    async with aborted_on_a_full_disk(stage, rollout, requests=30):
+        shares = {one["id"]: one["share"] for one in service(stage)["upstreams"]}
+        assert (shares["a"], shares["b"]) == (0, 0)
+        assert (shares["c"], shares["d"]) == (50, 50)
 
 
 async def test_a_canary_loses_its_traffic_on_a_full_disk(stage: Stage) -> None:
@@ -94,17 +102,9 @@ async def test_a_canary_loses_its_traffic_on_a_full_disk(stage: Stage) -> None:
     async with asyncio.timeout(60):
         while not service(stage)["rollout"]["waits_for_promote"]:
             await asyncio.sleep(0.05)
-    fill(stage.directory / "state")
-    answer = await asyncio.to_thread(client.call, "POST", f"/v1/rollouts/{rollout}/abort", {})
-    assert "not in the journal yet" in answer["warning"]
-    async with httpx.AsyncClient(trust_env=False) as public:
-        answers = [(await public.get(stage.url)).headers["X-App-Version"] for _ in range(100)]
-    assert set(answers) == {"v1"}
-    for path in (stage.directory / "state").glob("fill"):
-        path.unlink()
-    (stage.directory / "state" / "rest").unlink(missing_ok=True)
-    assert (await ended(stage, rollout))["state"] == "reverted"
     client.close()
+    async with aborted_on_a_full_disk(stage, rollout, requests=100):
+        pass
 
 
 def _half_way(upstreams: dict[str, str]) -> bool:
