@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import statistics
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.bench.figure import Figure
 from tests.canary.arms import Instance, users
-from trafficd.client import Json
+from tests.system.ask import call, until
 from trafficd.demo.stage import Stage
 
 SIDE_BY_SIDE, ROUNDS = 4, 2
 _BASE = 0.01  # errors of the stable version
 PACE = 0.01  # s, of the answers whose times are judged
 _PATIENCE = 400.0  # s for one verdict
+_SERVICE = "/v1/services/web"
 _SETTINGS = """
 [services.web.health]
 interval = "500ms"
@@ -64,30 +64,18 @@ async def _once(canary: Instance, seed: int) -> float:
         for number, instance in enumerate([*stable, canary]):
             await instance.start()
             version = "v2" if instance is canary else stage.version
-            await _call(stage, "POST", "/upstreams", id=f"x{number}", dial=instance.dial, version=version)
-        await _until(stage, lambda view: all(one["health"] == "up" for one in view["upstreams"]))
-        await _call(stage, "DELETE", f"/upstreams/{stage.upstream_id(0)}")
+            await call(
+                stage, "POST", "/v1/services/web/upstreams", id=f"x{number}", dial=instance.dial, version=version
+            )
+        await until(stage, lambda view: all(one["health"] == "up" for one in view["upstreams"]), _PATIENCE)
+        await call(stage, "DELETE", f"{_SERVICE}/upstreams/{stage.upstream_id(0)}")
         async with users(stage.public, count=100):
             await asyncio.sleep(20 if canary.pace else 5)  # what is slow is learned from the answers before
             began = asyncio.get_running_loop().time()
-            await _call(stage, "PUT", "/canary", percent=5)
-            await _until(stage, lambda view: view["canary_percent"] == 0)
+            await call(stage, "PUT", f"{_SERVICE}/canary", percent=5)
+            await until(stage, lambda view: view["canary_percent"] == 0, _PATIENCE)
             return asyncio.get_running_loop().time() - began
     finally:
         for instance in (*stable, canary):
             await instance.stop()
         await stage.aclose()
-
-
-async def _call(stage: Stage, method: str, path: str, **body: object) -> Json:
-    client = stage.client()
-    try:
-        return await asyncio.to_thread(client.call, method, f"/v1/services/web{path}", body or None)
-    finally:
-        client.close()
-
-
-async def _until(stage: Stage, holds: Callable[[Json], bool]) -> None:
-    async with asyncio.timeout(_PATIENCE):
-        while not holds(await _call(stage, "GET", "")):
-            await asyncio.sleep(0.1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.canary.arms import Instance, users
+from tests.system.ask import call, service, until
 from tests.system.conftest import QUICK, Raise
 from trafficd.client import Json
 from trafficd.demo.stage import Stage
@@ -26,25 +27,6 @@ async def beside(raise_stage: Raise, instance: Instance, log: Path, settings: st
         yield stage
     finally:
         await instance.stop()
-
-
-async def call(stage: Stage, method: str, path: str, **body: object) -> Json:
-    client = stage.client()
-    try:
-        return await asyncio.to_thread(client.call, method, path, body or None)
-    finally:
-        client.close()
-
-
-async def service(stage: Stage) -> Json:
-    return await call(stage, "GET", "/v1/services/web")
-
-
-async def until(stage: Stage, holds: Callable[[Json], bool], timeout: float = 15.0) -> Json:
-    async with asyncio.timeout(timeout):
-        while not holds(view := await service(stage)):
-            await asyncio.sleep(0.1)
-    return view
 
 
 def verdict(view: Json) -> str | None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.canary.arms import Instance, users
+from tests.system.ask import until
 from tests.system.conftest import QUICK, Raise
-from tests.system.test_canary import beside, share, until
+from tests.system.test_canary import beside, share
 
 # What a shop would ask its orders: of 20 visits of the canary in a window 1 came to an order, of 180 others 90.
 COUNT = """#!/bin/sh

@@ -64,23 +64,32 @@ def kill(stage: Stage) -> None:
 
 
 # One upstream's turn is task, drain, swap, gate and admit, two events a step: 9 to 33 cover three turns.
-BOUNDARIES = [1, 2, 3, 4, 5, 6, 8, 10, 13, 19, 27, 28]
-QUICK_BOUNDARIES = (5,)
+BOUNDARIES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 19, 27, 28)
 
 
 @pytest.mark.parametrize(
-    "boundary", [pytest.param(n, marks=() if n in QUICK_BOUNDARIES else pytest.mark.slow) for n in BOUNDARIES]
+    "boundaries",
+    [
+        pytest.param((1,), marks=pytest.mark.slow),
+        (5,),
+        pytest.param((10,), marks=pytest.mark.slow),
+        pytest.param((28,), marks=pytest.mark.slow),
+        pytest.param(BOUNDARIES, marks=pytest.mark.slow, id="each life is short"),
+    ],
 )
-async def test_killed_in_mid_rollout_it_ends_the_rollout_after_a_restart(raise_stage: Raise, boundary: int) -> None:
+async def test_killed_in_mid_rollout_it_ends_the_rollout_after_a_restart(
+    raise_stage: Raise, boundaries: tuple[int, ...]
+) -> None:
     stage = await raise_stage()
     before = journalled(stage)
     async with load(stage.url, sockets=2) as result:
         rollout = begin(stage, "v2")
-        await until_journalled(stage, before + boundary)
-        kill(stage)
-        await asyncio.sleep(0.5)
-        stage.start_daemon()
-        await stage.wait_socket()
+        for boundary in boundaries:
+            await until_journalled(stage, before + boundary)
+            kill(stage)
+            await asyncio.sleep(0.5)
+            stage.start_daemon()
+            await stage.wait_socket()
         view = await ended(stage, rollout)
     assert view["state"] == "succeeded", view
     assert not unexpected(stage, result)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.canary.arms import Instance, users
+from tests.system.ask import call, until
 from tests.system.conftest import QUICK, Raise
-from tests.system.test_canary import call, until
 from trafficd.client import Json
 
 OUTLIERS = QUICK + '[services.web.outliers]\nenabled = true\neject_for = "4s"\n'

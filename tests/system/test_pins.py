@@ -5,29 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from typing import Any
 
 import httpx
 import pytest
 
 from proxy.admin import Admin
+from tests.system.ask import call
 from tests.system.conftest import QUICK, Raise
 from tests.system.load import load
 from tests.system.test_deploy import deploy
-from trafficd.client import Json
 from trafficd.demo.stage import Stage
 
 PREVIEW = '[services.web.preview]\nheader = "X-Preview"\nvalues = ["yes"]\n'
 COOKIE = '[services.web.pins.old]\ncookie = "version"\nvalues = ["v1"]\n'
 SIGNS = {"X-Preview": "yes"}, {"Cookie": "version=v1"}
-
-
-async def call(stage: Stage, method: str, path: str, **body: Any) -> Json:
-    client = stage.client()
-    try:
-        return await asyncio.to_thread(client.call, method, path, body if method == "POST" else None)
-    finally:
-        client.close()
 
 
 async def asked(stage: Stage, headers: dict[str, str]) -> httpx.Response:

@@ -14,8 +14,9 @@ import pytest
 from proxy.accessline import Answer
 from proxy.accesslog import Follower, before_end
 from tests.canary.arms import users
+from tests.system.ask import call, until
 from tests.system.conftest import Raise
-from tests.system.test_strategies import at_stage, begin, call, ended, judged, kill, until
+from tests.system.test_strategies import at_stage, begin, ended, judged, kill
 from trafficd.client import Json
 from trafficd.demo.stage import Stage
 

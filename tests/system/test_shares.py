@@ -17,8 +17,9 @@ from loadtest.model import Outcome, Plan, RequestSpec
 from proxy.accessline import BadLineError, Decoder
 from proxy.server import CaddyServer
 from tests.canary.arms import users
+from tests.system.ask import call, service, until
 from tests.system.conftest import QUICK, Raise
-from tests.system.test_strategies import begin, call, ended, judged, service, share, until
+from tests.system.test_strategies import begin, ended, judged, share
 from trafficd.client import Json
 from trafficd.demo import replace
 from trafficd.demo.stage import Stage, free_ports
@@ -32,7 +33,7 @@ async def at_gate(stage: Stage, rollout: str, number: int) -> Json:
     """Promote the gates before this one, and come to it."""
     view = await until(stage, lambda view: view["rollout"]["stage"] is not None)
     while view["rollout"]["stage"] < number:
-        await call(stage, "POST", f"/v1/rollouts/{rollout}/promote", {"gate": view["rollout"]["stage"]})
+        await call(stage, "POST", f"/v1/rollouts/{rollout}/promote", gate=view["rollout"]["stage"])
         view = await service(stage)
     return view
 
@@ -80,7 +81,7 @@ async def test_users_stay_and_only_come_until_all_go_at_once(raise_stage: Raise,
             assert canary == await on_canary(everybody), "nor from one request to the next"
             before = canary
         assert 150 < len(before) < 350
-        await call(stage, "POST", f"/v1/rollouts/{rollout}/abort", {})
+        await call(stage, "POST", f"/v1/rollouts/{rollout}/abort")
         assert await on_canary(everybody) == set()
         assert (await ended(stage, rollout))["state"] == "reverted"
 
@@ -159,7 +160,7 @@ async def test_an_abort_works_while_the_log_stalls_and_a_gate_waits(raise_stage:
         await answered_by(stage, 100)
         log.unlink()  # Caddy writes on into what has no name any more
         await until(stage, lambda view: "writes no access log" in str(view["trouble"]))
-        await call(stage, "POST", f"/v1/rollouts/{rollout}/abort", {})
+        await call(stage, "POST", f"/v1/rollouts/{rollout}/abort")
         assert set(await answered_by(stage, 500)) == {"v1"}
         assert (await ended(stage, rollout))["state"] == "reverted"
 
@@ -226,7 +227,7 @@ async def test_an_abort_moves_traffic_while_caddys_admin_api_hangs(tmp_path: Pat
             open_way.clear()
             loop = asyncio.get_running_loop()
             began = loop.time()
-            await call(stage, "POST", f"/v1/rollouts/{rollout}/abort", {})
+            await call(stage, "POST", f"/v1/rollouts/{rollout}/abort")
             took = loop.time() - began
             assert set(await answered_by(stage, 500)) == {"v1"}
             print(f"an abort while the admin API hangs: {took:.2f} s")

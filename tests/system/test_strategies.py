@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.canary.arms import users
+from tests.system.ask import call, service, until
 from tests.system.conftest import QUICK, Raise
 from tests.system.load import load
 from trafficd.client import Json
@@ -21,32 +22,9 @@ STEPS = {"steps": [5, 50], "step_min_time": "500ms", "step_max_time": "30s", "ke
 ROLLOUTS = "/v1/services/web/rollouts"
 
 
-async def call(stage: Stage, method: str, path: str, body: Json | None = None) -> Json:
-    client = stage.client()
-    try:
-        return await asyncio.to_thread(client.call, method, path, body)
-    finally:
-        client.close()
-
-
-async def service(stage: Stage) -> Json:
-    return await call(stage, "GET", "/v1/services/web")
-
-
-async def until(stage: Stage, holds: Callable[[Json], bool], timeout: float = 40.0) -> Json:
-    view: Json = {}
-    try:
-        async with asyncio.timeout(timeout):
-            while not holds(view := await service(stage)):
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise AssertionError(f"it never came to that: {view}") from None
-    return view
-
-
 async def begin(stage: Stage, version: str, strategy: str, **overrides: object) -> str:
-    asked = {"version": version, "strategy": strategy, **overrides}
-    return str((await call(stage, "POST", ROLLOUTS, asked))["id"])
+    asked = await call(stage, "POST", ROLLOUTS, version=version, strategy=strategy, **overrides)
+    return str(asked["id"])
 
 
 async def ended(stage: Stage, rollout: str, timeout: float = 60.0) -> Json:
@@ -86,7 +64,7 @@ async def test_a_version_beside_the_old_one_takes_over_and_nothing_is_lost(
             assert rollout["state"] == "succeeded", rollout["reason"]
             view = await service(stage)
             assert (view["stable"], versions(view), round(share(view, "v2"))) == ("v2", {"v2"}, 100)
-            back = await call(stage, "POST", "/v1/services/web/rollback", {})
+            back = await call(stage, "POST", "/v1/services/web/rollback")
             back = await ended(stage, back["id"])
             assert back["state"] == "succeeded"
             assert "swap" not in {step["step"] for step in back["steps"]}, "the old version was warm"
@@ -105,10 +83,10 @@ async def test_versions_of_a_rainbow_come_and_go_and_nothing_is_lost(raise_stage
         assert rollout["state"] == "succeeded", rollout["reason"]
         view = await service(stage)
         assert (view["stable"], view["shares"], share(view, "v2")) == ("v1", {"v2": 20.0}, 20.0)
-        await call(stage, "PUT", "/v1/services/web/pins/next", {"version": "v2"})
-        await call(stage, "PUT", "/v1/services/web/shares", {"version": "v2", "percent": 50})
+        await call(stage, "PUT", "/v1/services/web/pins/next", version="v2")
+        await call(stage, "PUT", "/v1/services/web/shares", version="v2", percent=50)
         await until(stage, lambda view: share(view, "v2") == 50)
-        await call(stage, "POST", "/v1/services/web/retire", {"version": "v2"})
+        await call(stage, "POST", "/v1/services/web/retire", version="v2")
         view = await until(stage, lambda view: not any(one["beside"] for one in view["upstreams"]))
         assert (view["shares"], view["pins"]) == ({}, {})
     assert not result.troubles()
@@ -195,7 +173,7 @@ async def test_killed_in_any_phase_it_goes_on(raise_stage: Raise, tmp_path: Path
         await stage.wait_socket()
         if "gate" in phase:
             view = await until(stage, lambda view: view["rollout"]["waits_for_promote"])
-            await call(stage, "POST", f"/v1/rollouts/{rollout}/promote", {})
+            await call(stage, "POST", f"/v1/rollouts/{rollout}/promote")
         view = await until(stage, lambda view: view["rollout"]["ended_at"] is not None)
         assert view["rollout"]["state"] == "succeeded", view["rollout"]["reason"]
         if strategy == "rainbow":

@@ -12,8 +12,9 @@ import pytest
 from loadtest import runner
 from loadtest.model import Plan, RequestSpec
 from tests.canary.arms import Instance
+from tests.system.ask import call, service, until
 from tests.system.conftest import QUICK, Raise
-from tests.system.test_canary import beside, call, service, share, until, verdict
+from tests.system.test_canary import beside, share, verdict
 from trafficd.client import Json
 from trafficd.demo.stage import Stage
 

@@ -40,8 +40,12 @@ def settled(service: Service, version: str, at: float) -> Service:
     def over(one: Beside) -> Beside:
         return replace(one, keep_until=at) if one.version == version and one.keep_until is None else one
 
-    shares = {name: percent for name, percent in service.shares.items() if name != version}
-    return _changed(replace(service, shares=shares), over)
+    return _changed(unshared(service, version), over)
+
+
+def unshared(service: Service, version: str) -> Service:
+    """The version has no share of its own any more."""
+    return replace(service, shares={name: percent for name, percent in service.shares.items() if name != version})
 
 
 def tidied(service: Service) -> Service:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import os
 import shutil
 import signal
@@ -18,6 +19,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
+
+import orjson
 
 from proxy.proof import free_port
 from proxy.server import CaddyServer
@@ -176,16 +180,20 @@ slots = {self.slots}
             await asyncio.sleep(0.02)
 
     def _look(self) -> Json | None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
-            if knock.connect_ex(str(self.socket)):
-                return None
-        client = self.client()
+        # Asked over a socket of our own: httpx leaves its socket open where a connection is refused, and a daemon may
+        # end at any moment.
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.sock.settimeout(_READY)
         try:
-            return client.call("GET", self.looked_at)
-        except TrafficdError:
+            connection.sock.connect(str(self.socket))
+            connection.request("GET", self.looked_at)
+            answer = connection.getresponse()
+            return cast(Json, orjson.loads(answer.read())) if answer.status == 200 else None
+        except (OSError, http.client.HTTPException):
             return None
         finally:
-            client.close()
+            connection.close()
 
     def daemon_log(self) -> str:
         """The end of what the daemon wrote."""
