@@ -146,6 +146,36 @@ def test_a_stage_lasts_its_minimum_even_with_a_pass() -> None:
     assert sim.service.live.stage == 1
 
 
+def test_a_pause_takes_nothing_of_the_time_of_a_stage() -> None:
+    sim = fleet_of(2, spare=True)
+    start(sim, canary(), strategy="canary")
+    advance_to(sim, 0)
+    sim.now += 50
+    sim.record(ev.Paused("web", "r1", ""))
+    sim.now += 500
+    sim.record(ev.Resumed("web", "r1", ""))
+    assert sim.settle().waits[0].until == sim.now + 50, "of its 100 s"
+    sim.now += 49
+    assert sim.settle().event is None
+    assert sim.service.live is not None
+    assert not sim.service.live.failing
+    sim.now += 1
+    sim.settle()
+    assert sim.service.live.failing, "no verdict in time"
+
+
+def test_a_share_set_by_hand_is_not_lowered_by_the_next_stage() -> None:
+    sim = fleet_of(2, spare=True)
+    sim.verdict = Verdict.PASS
+    start(sim, canary((Stage(5, 10, 100, judged=True), Stage(10, 10, 100, judged=True), *STAGES[1:])))
+    advance_to(sim, 0)
+    sim.record(ev.CanarySet("web", 20.0))
+    for stage, percent in ((1, 20), (2, 50), (3, 100)):
+        advance_to(sim, stage)
+        assert share(sim) == Fraction(percent, 100)
+    assert sim.run().phase is Phase.SUCCEEDED
+
+
 def test_an_abort_takes_all_traffic_at_once_and_retires_the_new_instances() -> None:
     sim = fleet_of(3, spare=True)
     sim.verdict = Verdict.PASS

@@ -171,7 +171,7 @@ def _check_stage(service: Service, world: World, rollout: Rollout, event: ev.Sta
     _require(not down, "S13", f"{', '.join(down)} is not up, and {rollout.version} would get {event.percent:g} %")
     finding = world.finding
     failed = finding is not None and finding.rollout == rollout.id and finding.verdict is Verdict.FAIL
-    grows = event.percent > rollout.policy.stages[rollout.stage].percent if rollout.stage is not None else True
+    grows = event.percent > service.shares.get(rollout.version, 0.0)
     _require(not (failed and grows), "S13", f"the canary failed, and would get {event.percent:g} %")
     _require(not rollout.failing, "S13", "the rollout fails, and its version would get a share")
 

@@ -67,10 +67,13 @@ def _steered(
     match event:
         case ev.StageStarted(stage=stage, percent=percent):
             phase = Phase.PROMOTING if percent >= 100 else rollout.phase
-            rollout = replace(rollout, stage=stage, stage_at=at, phase=phase)
+            rollout = replace(rollout, stage=stage, stage_at=at, stage_idle=0.0, phase=phase)
             return replace(service, rollout=rollout, shares={**service.shares, rollout.version: percent})
-        case ev.Paused() | ev.Resumed():
-            return replace(service, rollout=replace(rollout, paused=isinstance(event, ev.Paused)))
+        case ev.Paused():
+            return replace(service, rollout=replace(rollout, paused=True, paused_at=at))
+        case ev.Resumed():
+            idle = at - max(rollout.paused_at, rollout.stage_at)
+            return replace(service, rollout=replace(rollout, paused=False, stage_idle=rollout.stage_idle + idle))
         case ev.GatePassed(stage=stage):
             return replace(service, rollout=replace(rollout, passed=max(rollout.passed, stage)))
         case ev.Promoted():

@@ -34,19 +34,19 @@ def next_event(service: Service, rollout: Rollout, world: World, now: float) -> 
     if not_up(service, rollout.version, world):
         return None
     if rollout.stage is None:
-        return _begin(rollout, 0)
+        return _begin(service, rollout, 0)
     stage, number = stage_of(rollout), rollout.stage
     last = len(rollout.policy.stages) - 1
     if stage is None or _failed(rollout, world):
         return None
     if rollout.promoted and number < last:
-        return _begin(rollout, last)
+        return _begin(service, rollout, last)
     outcome = _outcome(rollout, stage, world, now)
     if isinstance(outcome, str):
         return ev.FailureNoted(rollout.service, rollout.id, outcome)
     if not outcome:
         return None
-    return _begin(rollout, number + 1) if number < last else None
+    return _begin(service, rollout, number + 1) if number < last else None
 
 
 def over(service: Service, rollout: Rollout, world: World, now: float) -> bool:
@@ -67,8 +67,15 @@ def waits_for_person(rollout: Rollout, now: float) -> bool:
     return stage.gate or (rollout.policy.on_inconclusive is Inconclusive.HOLD and _late(rollout, stage, now))
 
 
-def _begin(rollout: Rollout, number: int) -> ev.StageStarted:
-    return ev.StageStarted(rollout.service, rollout.id, number, rollout.policy.stages[number].percent)
+def _begin(service: Service, rollout: Rollout, number: int) -> ev.StageStarted:
+    """A share that somebody has set above that of the stage stays as it is."""
+    percent = max(rollout.policy.stages[number].percent, service.shares.get(rollout.version, 0.0))
+    return ev.StageStarted(rollout.service, rollout.id, number, percent)
+
+
+def _began(rollout: Rollout) -> float:
+    """When the stage began, had nobody paused it: a pause takes nothing of its time."""
+    return rollout.stage_at + rollout.stage_idle
 
 
 def _outcome(rollout: Rollout, stage: Stage, world: World, now: float) -> bool | str:
@@ -78,7 +85,7 @@ def _outcome(rollout: Rollout, stage: Stage, world: World, now: float) -> bool |
         return False
     if rollout.passed >= (rollout.stage or 0):
         return True
-    if now - rollout.stage_at < stage.min_time:
+    if now - _began(rollout) < stage.min_time:
         return False
     if rollout.promoted:
         return True
@@ -129,7 +136,7 @@ def finding_of(rollout: Rollout, world: World) -> Finding | None:
 
 
 def _late(rollout: Rollout, stage: Stage, now: float) -> bool:
-    return stage.judged and stage.max_time is not None and now - rollout.stage_at >= stage.max_time
+    return stage.judged and stage.max_time is not None and now - _began(rollout) >= stage.max_time
 
 
 def _why(finding: Finding | None, world: World) -> str:
@@ -150,7 +157,7 @@ def wait(service: Service, rollout: Rollout, world: World, now: float) -> Wait |
         return Wait(None, what, first, first + rollout.policy.healthy_deadline)
     if stage is None:
         return None
-    since, percent = rollout.stage_at, f"{stage.percent:g} %"
+    since, percent = _began(rollout), f"{stage.percent:g} %"
     finding = finding_of(rollout, world)
     said = f" ({finding.verdict}: {finding.why})" if finding is not None and stage.judged else ""
     if waits_for_person(rollout, now):

@@ -105,6 +105,7 @@ class Rollout:
     out: tuple[str, ...] = ()  # upstreams that were out of traffic already when it began
     phase: Phase = Phase.RUNNING
     paused: bool = False
+    paused_at: float = 0.0
     abort: Abort | None = None
     failure: str | None = None
     revert_failure: str | None = None
@@ -119,6 +120,7 @@ class Rollout:
     warnings: tuple[str, ...] = ()
     stage: int | None = None  # the number of the stage it is in
     stage_at: float = 0.0  # when that began
+    stage_idle: float = 0.0  # s of it that were a pause
     passed: int = -1  # the newest stage that somebody promoted
     promoted: bool = False  # somebody wants it to have all traffic now
 
