@@ -127,6 +127,27 @@ async def test_a_new_instance_is_watched_before_the_next_is_touched(raise_stage:
         assert {s["upstream"] for s in rollout["steps"] if s["step"] == "swap" and s["direction"] == "forward"} == {"a"}
 
 
+@pytest.mark.slow
+async def test_what_is_put_back_gets_its_weight_in_even_steps(raise_stage: Raise) -> None:
+    stage = await raise_stage(service='slow_start = "4s"')
+    await until(stage, lambda view: all(one["share"] > 32 for one in view["upstreams"]))
+    async with load(stage.url, sockets=2, qps=25) as result:
+        await call(stage, "POST", "/v1/services/web/upstreams/a/drain")
+        await call(stage, "POST", "/v1/services/web/upstreams/a/ready")
+        loop = asyncio.get_running_loop()
+        began, seen = loop.time(), [0.0]
+        while seen[-1] < 32:
+            seen.append((await service(stage))["upstreams"][0]["share"])
+            if loop.time() - began < 1:
+                assert seen[-1] < 20, "half of what is its own, and that after a second"
+            assert loop.time() - began < 10
+            await asyncio.sleep(0.1)
+    assert not result.troubles()
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 8, seen
+    assert loop.time() - began > 3
+
+
 # -- the daemon is killed in each phase ------------------------------------------------------------------
 
 
@@ -146,41 +167,39 @@ def retiring(view: Json) -> bool:
     return any(one["retiring"] for upstream in view["upstreams"] for one in upstream["beside"])
 
 
-PHASES: dict[str, tuple[str, Callable[[Json], bool], Json]] = {
-    "raising": ("canary", raising, {}),
-    "first stage": ("canary", at_stage(0), {}),
-    "second stage": ("canary", at_stage(1), {}),
-    "promoting": ("canary", at_stage(2), {"steps": [5, 50, {"percent": 100, "min_time": "3s"}]}),
-    "warm": ("canary", warm, {"keep_old": "8s"}),
-    "retiring": ("canary", retiring, {"keep_old": "1s"}),
-    "blue_green raising": ("blue_green", raising, {}),
-    "blue_green gate": ("blue_green", at_stage(0), {"steps": [{"percent": 0, "gate": True}, 100]}),
-    "rainbow": ("rainbow", raising, {"percent": 20}),
-}  # fmt: skip
+# By strategy: overrides, and where the daemon is killed, again and again.
+JOURNEYS: dict[str, tuple[Json, list[Callable[[Json], bool]]]] = {
+    "canary": (
+        {**STEPS, "steps": [5, 50, {"percent": 100, "min_time": "3s"}], "keep_old": "6s"},
+        [raising, at_stage(0), at_stage(1), at_stage(2), warm, retiring],
+    ),
+    "blue_green": ({"steps": [{"percent": 0, "gate": True}, 100]}, [raising, at_stage(0), warm]),
+    "rainbow": ({"percent": 20}, [raising]),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", PHASES)
-async def test_killed_in_any_phase_it_goes_on(raise_stage: Raise, tmp_path: Path, phase: str) -> None:
-    strategy, reached, changes = PHASES[phase]
-    base: Json = STEPS if strategy == "canary" else {}
+@pytest.mark.parametrize("strategy", JOURNEYS)
+async def test_killed_in_every_phase_it_goes_on(raise_stage: Raise, tmp_path: Path, strategy: str) -> None:
+    overrides, phases = JOURNEYS[strategy]
     async with judged(raise_stage, tmp_path) as stage, load(stage.url, sockets=4, qps=25) as result:
-        rollout = await begin(stage, "v2", strategy, **{**base, **changes})
-        await until(stage, reached)
-        kill(stage)
-        await asyncio.sleep(0.7)
-        stage.start_daemon()
-        await stage.wait_socket()
-        if "gate" in phase:
-            view = await until(stage, lambda view: view["rollout"]["waits_for_promote"])
-            await call(stage, "POST", f"/v1/rollouts/{rollout}/promote")
+        rollout = await begin(stage, "v2", strategy, **overrides)
+        for reached in phases:
+            view = await until(stage, reached)
+            kill(stage)
+            await asyncio.sleep(0.7)
+            stage.start_daemon()
+            await stage.wait_socket()
+            if strategy == "blue_green" and view["rollout"]["stage"] == 0:
+                await until(stage, lambda view: view["rollout"]["waits_for_promote"])
+                await call(stage, "POST", f"/v1/rollouts/{rollout}/promote")
         view = await until(stage, lambda view: view["rollout"]["ended_at"] is not None)
         assert view["rollout"]["state"] == "succeeded", view["rollout"]["reason"]
         if strategy == "rainbow":
             assert share(view, "v2") == 20
         else:
             assert (view["stable"], round(share(view, "v2"))) == ("v2", 100)
-        if phase in ("warm", "retiring"):
+        if strategy == "canary":
             await until(stage, lambda view: not any(one["beside"] for one in view["upstreams"]))
     assert not result.troubles()
 
