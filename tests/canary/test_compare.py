@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from proxy.accessline import Answer, Cut
 from tests.proxy import logfile
-from trafficd.canary.compare import Arms, Comparison, Settings, compare
+from trafficd.canary.compare import Arms, Comparison, Settings, compare, resume
 from trafficd.canary.replay import against_itself
 from trafficd.cli import main
 from trafficd.core.judge import Judge, Verdict
@@ -246,6 +246,20 @@ def test_a_step_wants_a_proof_of_its_own() -> None:
     before_it = comparison.analysis.verdict
     comparison.begin_step()
     assert (before_it, comparison.analysis.verdict) == (Verdict.PASS, Verdict.HOLD)
+
+
+def test_a_comparison_goes_on_in_another_process() -> None:
+    """What was answered before a daemon was killed counts, and what is slow stays what it was."""
+    known = [*before(), *traffic(40, bad=0.02, slow=1.5)]
+    lived = Comparison(ARMS, BEGAN, before=before())
+    for one in known[500:]:
+        lived.take(one)
+    resumed = resume(known, ARMS, BEGAN, Settings())
+    assert resumed.analysis == lived.analysis
+    assert resumed.thresholds == lived.thresholds
+    assert resumed.analysis.metrics[0].canary.total > 1_000
+    late = resume(known[500:], ARMS, BEGAN, Settings())
+    assert late.thresholds is not None, "nothing is left from before: then by the stable version of now"
 
 
 def test_a_log_without_the_canary_has_nothing_to_compare() -> None:

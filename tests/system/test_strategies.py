@@ -170,7 +170,7 @@ def retiring(view: Json) -> bool:
 # By strategy: overrides, and where the daemon is killed, again and again.
 JOURNEYS: dict[str, tuple[Json, list[Callable[[Json], bool]]]] = {
     "canary": (
-        {**STEPS, "steps": [5, 50, {"percent": 100, "min_time": "3s"}], "keep_old": "6s"},
+        {**STEPS, "steps": [25, 50, {"percent": 100, "min_time": "3s"}], "keep_old": "6s"},
         [raising, at_stage(0), at_stage(1), at_stage(2), warm, retiring],
     ),
     "blue_green": ({"steps": [{"percent": 0, "gate": True}, 100]}, [raising, at_stage(0), warm]),
@@ -179,6 +179,7 @@ JOURNEYS: dict[str, tuple[Json, list[Callable[[Json], bool]]]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("strategy", JOURNEYS)
 async def test_killed_in_every_phase_it_goes_on(raise_stage: Raise, tmp_path: Path, strategy: str) -> None:
     overrides, phases = JOURNEYS[strategy]

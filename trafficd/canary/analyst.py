@@ -19,7 +19,7 @@ from proxy.accessline import Answer
 from proxy.accesslog import Follower, Position
 from proxy.errors import ProxyError
 from trafficd.canary.chronicle import Chronicle
-from trafficd.canary.compare import Arms, Comparison, Settings
+from trafficd.canary.compare import Arms, Comparison, Settings, resume
 from trafficd.canary.ejector import Ejector
 from trafficd.canary.outside import Outside
 from trafficd.config import ServiceSection
@@ -151,7 +151,9 @@ class Analyst:
         if watch is None or not _same(watch.judged, found):
             if watch is not None:
                 watch.outside.stop()
-            comparison = Comparison(arms, now, _settings(section), list(self._recent[name]))
+            # A stage may be older than this daemon: what the log still holds of it counts.
+            since = now if found.since is None else min(now, found.since)
+            comparison = resume(self._recent[name], arms, since, _settings(section))
             watch = _Watch(found, comparison, self._ask(comparison, self.operators[name]))
             self._watches[name] = watch
             log.info("%s: the canary %s is judged from now on", name, ", ".join(sorted(found.canary)))

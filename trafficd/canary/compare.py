@@ -199,6 +199,19 @@ def _excess(route: Route) -> float:
     return route.canary_bad - rate * route.canary
 
 
+def resume(answers: Iterable[Answer], arms: Arms, since: float, settings: Settings) -> Comparison:
+    """A comparison that began at `since`, maybe in the life of another process, with what is known of its answers."""
+    known = list(answers)
+    # Where nothing is left from before it began, what is slow is learned from the stable version of now.
+    comparison = Comparison(arms, since, settings, [one for one in known if one.at < since])
+    if comparison.thresholds is None:
+        comparison = Comparison(arms, since, settings, known)
+    for answer in known:
+        if answer.at >= since:
+            comparison.take(answer)
+    return comparison
+
+
 def compare(answers: Sequence[Answer], arms: Arms, settings: Settings) -> Comparison | None:
     """All of a past log. None where no answer of the canary is in it."""
     first = next((number for number, answer in enumerate(answers) if arms.of(answer) is Arm.CANARY), None)

@@ -12,13 +12,14 @@ from trafficd.core.routing import instances
 @dataclass(frozen=True)
 class Judged:
     """`canary`: versions by address; `stable`: addresses. `step`: another one wants a PASS of its own. `rollout` and
-    `stage` say what goes on with that, where it is a rollout."""
+    `stage` say what goes on with that, where it is a rollout, and `since` (s) when the stage began."""
 
     canary: Mapping[str, str | None]
     stable: frozenset[str]
     step: tuple[str, float]
     rollout: str | None = None
     stage: int = 0
+    since: float | None = None
 
 
 def judged(service: Service) -> Judged | None:
@@ -43,7 +44,7 @@ def _beside(service: Service, live: Rollout) -> Judged | None:
         return None
     canary: dict[str, str | None] = {dial: live.version for _, dial in instances(service, live.version)}
     step = (f"{live.id} {live.stage}", percent)
-    return Judged(canary, _regular(service), step, live.id, live.stage) if canary else None
+    return Judged(canary, _regular(service), step, live.id, live.stage, live.stage_at) if canary else None
 
 
 def _watched(service: Service, live: Rollout) -> Judged | None:
