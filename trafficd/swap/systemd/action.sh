@@ -41,6 +41,7 @@ known() { # whether systemd has unit $1
     case $loaded in
         loaded) return 0 ;;
         not-found) why="there is no such unit" ;;
+        masked) why="it is masked" ;;
         *) why="systemd cannot use it: $loaded $(property LoadError "$1")" ;;
     esac
     return 1
@@ -76,10 +77,18 @@ stopped() { # $1 does not run, nor is it going to
 
 enabled() { [ "$(ctl is-enabled -- "$1" 2>/dev/null)" = enabled ]; }
 
-mark() { cursor=$(journalctl -q -n 0 --show-cursor 2>/dev/null | sed -n 's/^-- cursor: //p'); }
+sync_journal() { journalctl --sync 2>/dev/null; } # only root may; else the last lines may be missing
+
+mark() { # from here on. Not by --after-cursor: with matches, journalctl leaves out the first line after it
+    sync_journal
+    since=$(journalctl -q -n 0 --show-cursor 2>/dev/null | sed -n 's/^-- cursor: .*;t=\([0-9a-f]*\);.*/\1/p')
+    [ -n "$since" ] || return 0
+    since=$((0x$since + 1)) # microseconds
+    since=@$((since / 1000000)).$(printf '%06d' $((since % 1000000)))
+}
 
 journal() { # what fits the matches, since the mark
-    journalctl -q --no-pager -o cat -n "$lines" ${cursor:+"--after-cursor=$cursor"} "$@" 2>/dev/null
+    journalctl -q --no-pager -o cat -n "$lines" ${since:+"--since=$since"} "$@" 2>/dev/null
 }
 
 by_unit() { # the unit's own words, by the matches of the journal
@@ -123,8 +132,6 @@ gone() { # it did not come up: say why, and leave nothing that goes on trying
     exit 1
 }
 
-sync_journal() { journalctl --sync 2>/dev/null; } # only root may; else the last lines may be missing
-
 check() {
     command -v systemctl >/dev/null || refuse "there is no systemctl"
     known "$unit" || refuse "$why (systemctl cat $unit)"
@@ -162,7 +169,7 @@ retire() {
 explain() {
     state
     sync_journal
-    cursor=
+    since=''
     invocation=$(property InvocationID "$unit")
     own=$(by_unit ${invocation:+"_SYSTEMD_INVOCATION_ID=$invocation"})
     [ -n "$own" ] || own=$(by_unit)
