@@ -48,14 +48,14 @@ def output(rollout: Json) -> str:
     return "\n".join(str(step.get("output") or "") for step in rollout["steps"])
 
 
-async def aborted(stage: Units, version: str) -> Json:
-    """A rollout that is given up while its first unit is coming up."""
-    rollout = begin(stage, version)
+async def called_off(stage: Units, version: str) -> Json:
+    """A rollout that is given up, without a revert, while systemd starts its first unit."""
+    rollout, units = begin(stage, version), [stage.unit(stage.dial(index), version) for index in range(2)]
     async with asyncio.timeout(30):
-        while not stage.starts(version):
+        while "activating" not in stage.machine.ctl("is-active", *units, check=False).split():
             await asyncio.sleep(0.05)
     client = stage.client()
-    await asyncio.to_thread(client.call, "POST", f"/v1/rollouts/{rollout}/abort", {})
+    await asyncio.to_thread(client.call, "POST", f"/v1/rollouts/{rollout}/abort", {"revert": False})
     client.close()
     return await ended(stage, rollout)
 
@@ -113,9 +113,11 @@ async def test_in_place(machine: Machine) -> None:
         assert stage.told(first).endswith("VERSION=v3")
 
 
+SLOW = 3  # s
 FETCH = f"""#!/bin/sh
-sed "s/[$][{{]VERSION[}}]/$TRAFFICD_VERSION/" {UNIT} >/etc/systemd/system/shop-$TRAFFICD_VERSION@.service
-sed -i /EnvironmentFile/d /etc/systemd/system/shop-$TRAFFICD_VERSION@.service
+unit=/etc/systemd/system/shop-$TRAFFICD_VERSION@.service
+sed "s/[$][{{]VERSION[}}]/$TRAFFICD_VERSION/; /EnvironmentFile/d" {UNIT} >$unit
+[ $TRAFFICD_VERSION != slow ] || sed -i "s/^ExecStart=/ExecStartPre=sleep {SLOW}\\n&/" $unit
 systemctl daemon-reload
 """
 
@@ -129,19 +131,23 @@ async def test_the_version_in_the_name(machine: Machine) -> None:
     named = settings('unit = "shop-{version}@{port}"')
     async with raised(machine, "named", swap=swap, settings=named, template="shop-{version}@{port}") as stage:
         stage.release("v2")
-        stage.release("v3")
+        stage.release("slow")
         async with load(stage.url) as result:
             rollout = await deploy(stage, "v2")
             crashed = await deploy(stage, "gone")  # its unit is brought, its program is not there
-            called_off = await aborted(stage, "v3")
+            given_up = await called_off(stage, "slow")
         assert rollout["state"] == "succeeded", (rollout, stage.daemon_log(), machine.journal())
-        assert crashed["state"] == called_off["state"] == "reverted"
+        assert crashed["state"] == "reverted"
         assert "did not stay up" in crashed["reason"], crashed["reason"]
         assert not result.troubles()
-        units = sorted(stage.unit(stage.dial(index), "v2") for index in range(2))
-        assert machine.active("shop-*") == units
-        for version, enabled in (("v1", "disabled"), ("gone", "disabled"), ("v3", "disabled"), ("v2", "enabled")):
-            assert machine.ctl("is-enabled", stage.unit(stage.dial(0), version), check=False) == enabled
+        assert given_up["state"] == "failed"
+        first, second = stage.dial(0), stage.dial(1)
+        await asyncio.sleep(SLOW)
+        assert stage.starts("slow") == 0, "systemd did not go on with it"
+        left = second if stage.unit(second, "v2") in machine.active("shop-*") else first
+        assert machine.active("shop-*") == [stage.unit(left, "v2")]
+        for version, enabled in (("v1", "disabled"), ("gone", "disabled"), ("slow", "disabled"), ("v2", "enabled")):
+            assert machine.ctl("is-enabled", stage.unit(left, version), check=False) == enabled
 
 
 @NEEDS_SSHD
