@@ -4,8 +4,8 @@
 #   $1  an empty directory: the root is put together there       $2  the one directory that is shared with the host
 #
 # Nothing that runs here may touch the host: a systemd that boots clears /tmp, sets kernel variables, remounts. So
-# the host's files are read-only, what is written (all but $2) goes into tmpfs, there are no devices but harmless ones, no
-# sysfs, no unit of the distribution's, and no capability that reaches beyond. Whatever fails ends it.
+# the host's files are read-only, what is written (all but $2) goes into tmpfs, there are no devices but harmless
+# ones, no sysfs, no unit of the distribution's, and few capabilities that reach beyond. Whatever fails ends it.
 
 set -eu
 root=$1 shared=$2
@@ -21,7 +21,7 @@ fresh 755 /var
 fresh 755 /srv
 fresh 755 /dev
 fresh 755 /sys
-mkdir -p "$root/var/tmp" "$root/var/log" "$root/var/lib/systemd" "$root/var/lib/private" "$root/run/lock" "$root/run/sshd"
+mkdir -p "$root/var/tmp" "$root/var/log" "$root/var/lib/systemd" "$root/run/lock" "$root/run/sshd"
 ln -s ../run "$root/var/run"
 
 mkdir "$root/run/etc" "$root/run/etc/upper" "$root/run/etc/work"

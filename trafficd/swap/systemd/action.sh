@@ -55,7 +55,7 @@ writable() { # whether the version can be written, and nothing but a version is 
     [ -e "$file" ] || return 0
     [ -f "$file" ] && [ -r "$file" ] || refuse "version_file: $file is no file that can be read"
     if grep -qvE '^(#.*|VERSION=.*|)$' "$file"; then
-        refuse "version_file: $file has more than VERSION= in it; name another: a unit may have several EnvironmentFile="
+        refuse "version_file: $file has more in it than VERSION=; name another (a unit may have several of them)"
     fi
 }
 
