@@ -25,7 +25,7 @@ from trafficd.config import Config, ServiceSection
 from trafficd.config.docker import DockerSection
 from trafficd.core.addresses import elsewhere
 from trafficd.core.events import Event
-from trafficd.core.place import Expected, expected, worker
+from trafficd.core.place import Expected, address, expected, worker
 from trafficd.core.reconcile import Configured, reconcile, strangers
 from trafficd.engine import Engine, Parts
 from trafficd.errors import ConfigError
@@ -46,8 +46,9 @@ from trafficd.swap.docker.envfile import read_env_files
 from trafficd.swap.external import ExternalDriver
 from trafficd.swap.hooks import Hooks
 from trafficd.swap.placed import PlacedDriver
-from trafficd.swap.process import CommandRunner
+from trafficd.swap.process import CommandRunner, Runner
 from trafficd.swap.remote import RemoteRunner
+from trafficd.swap.systemd.driver import SystemdDriver
 from trafficd.unrouted import NoPool
 from trafficd.ways import slots_root, static_answer, way_of
 
@@ -219,10 +220,42 @@ class Composer:
             return self._external
         if section.swap.driver == "docker":
             return self._containers(name, section)
+        if section.swap.driver == "systemd":
+            return self._units(name, section)
+        return self._commands(section)
+
+    def _commands(self, section: ServiceSection) -> Driver:
         argv = {"swap": section.swap.command, "prepare": section.swap.prepare, "retire": section.swap.retire}
         own = {u.id: CommandDriver(self._runner_on(u.host), argv.get) for u in section.upstreams if u.host is not None}
         others = CommandDriver(self._runner_on(section.swap.host), argv.get)
         return PlacedDriver(own, others) if own else others
+
+    def _units(self, name: str, section: ServiceSection) -> SystemdDriver:
+        assert section.systemd is not None, "the configuration has looked at it"
+        hosts = {one.id: one.host for one in section.upstreams}
+
+        def runner_of(upstream: str) -> Runner:
+            return self._runner_on(hosts.get(upstream) or section.swap.host)
+
+        def places_of(upstream: str) -> list[str]:
+            known = self.engines[name].state.upstreams.get(upstream)
+            places = (known.dial, known.spare_dial) if known is not None else ()
+            return [address(place) or "" for place in places if place is not None]
+
+        def version_at(upstream: str, dial: str) -> str | None:
+            found = expected(self.engines[name].state, dial or worker(upstream))
+            return found.version if found is not None else None
+
+        return SystemdDriver(
+            name,
+            section.systemd,
+            runner_of,
+            places_of,
+            version_at,
+            prepare=self._commands(section),
+            routed=section.routed,
+            listed=hosts.keys(),
+        )
 
     def _runner_on(self, host: str | None) -> CommandRunner | RemoteRunner:
         """What runs commands on a host, None for this one."""

@@ -11,7 +11,10 @@ from collections.abc import Collection, Iterator, Mapping
 from trafficd.config import Config, ServiceSection
 
 _HOME = ("state_dir", "socket", "listen")
-_UNDER_A_ROLLOUT = ("upstreams", "swap", "docker", "hooks", "slots", "route", "control", "affinity", "preview", "pins")
+_UNDER_A_ROLLOUT = (
+    *("upstreams", "swap", "docker", "systemd", "hooks", "slots"),
+    *("route", "control", "affinity", "preview", "pins"),
+)
 
 
 def refusals(old: Config, new: Config, live: Mapping[str, str], left: Collection[str] = ()) -> list[str]:

@@ -62,8 +62,8 @@ class Sshd:
         (self.directory / "host_key").chmod(0o600)
         return f"[127.0.0.1]:{self.port} ".encode() + key.export_public_key()
 
-    def start(self, *lines: str) -> None:
-        """Start it with more lines of configuration before the others (sshd takes the first that it finds)."""
+    def configure(self, *lines: str) -> Path:
+        """Its configuration, with more lines before the others (sshd takes the first that it finds)."""
         config = self.directory / "sshd_config"
         config.write_text(
             "\n".join(
@@ -81,6 +81,11 @@ class Sshd:
                 ]
             )
         )
+        return config
+
+    def start(self, *lines: str) -> None:
+        """Start it, with more lines of configuration."""
+        config = self.configure(*lines)
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd wants it for those it does not trust yet
         assert SSHD is not None

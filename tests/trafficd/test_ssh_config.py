@@ -66,8 +66,8 @@ def test_a_host_means_nothing_where_no_command_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, driver="external", upstream='host = "ssh://d@web1"', swap='host = "ssh://d@web1"')
     text = str(caught.value)
-    assert 'services.web.upstreams.0.host: is where a command runs: it needs swap.driver = "command"' in text
-    assert 'services.web.swap.host: is where a command runs: it needs driver = "command"' in text
+    assert 'services.web.upstreams.0.host: is where a command or a unit runs: it needs swap.driver = "command"' in text
+    assert 'services.web.swap.host: is where a command or a unit runs: it needs driver = "command"' in text
 
 
 def test_files_that_are_missing_are_named_where_they_are_needed(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from trafficd.config.canary import CanarySection, Part, Percent, Steps, Terms, p
 from trafficd.config.docker import DockerSection, EngineUrl, docker_clashes
 from trafficd.config.faults import Clash, Section, doubles, get, items
 from trafficd.config.pins import PREVIEW, PinName, PinSection, PreviewSection, pin_clashes
+from trafficd.config.systemd import SystemdSection, systemd_clashes
 from trafficd.config.values import (
     Amount,
     Argv,
@@ -102,7 +103,7 @@ class UpstreamSection(Section):
     version: Version | None = None
     spare_dial: Dial | None = None
     group: Name | None = None
-    host: SshHost | None = None  # where its swap command runs; None: that of swap
+    host: SshHost | None = None  # where its swap command or its unit runs; None: that of swap
     engine: EngineUrl | None = None  # driver = "docker": the Engine of its host, where not that of all
 
 
@@ -138,7 +139,7 @@ class RolloutSection(Section):
 
 
 class SwapSection(Section):
-    driver: Literal["command", "external", "docker"] = "external"
+    driver: Literal["command", "external", "docker", "systemd"] = "external"
     command: Argv | None = None
     prepare: Argv | None = None
     retire: Argv | None = None
@@ -151,11 +152,13 @@ class SwapSection(Section):
         driver = given.get("driver", "external")
         if driver == "command" and given.get("command") is None:
             yield ("command",), 'driver = "command" needs command = ["program", "argument", ...]'
-        for key in ("command", "prepare", "retire"):
-            if driver in ("external", "docker") and given.get(key) is not None:
+        for key in ("command", "retire"):
+            if driver in ("external", "docker", "systemd") and given.get(key) is not None:
                 yield (key,), 'is run only where driver = "command"'
+        if driver in ("external", "docker") and given.get("prepare") is not None:
+            yield ("prepare",), 'is run only where driver is "command" or "systemd"'
         if driver in ("external", "docker") and given.get("host") is not None:
-            yield ("host",), 'is where a command runs: it needs driver = "command"'
+            yield ("host",), 'is where a command or a unit runs: it needs driver = "command" or "systemd"'
 
 
 class HooksSection(Section):
@@ -252,6 +255,7 @@ class ServiceSection(Section):
     rollout: RolloutSection = RolloutSection()
     swap: SwapSection = SwapSection()
     docker: DockerSection | None = None
+    systemd: SystemdSection | None = None
     hooks: HooksSection = HooksSection()
     transport: TransportSection = TransportSection()
     maintenance: MaintenanceSection = MaintenanceSection()
@@ -266,6 +270,7 @@ class ServiceSection(Section):
         yield from _route_clashes(given)
         yield from pin_clashes(given)
         yield from docker_clashes(given)
+        yield from systemd_clashes(given)
         worker = given.get("route") == "none"
         yield from workers.clashes(given, cls.model_fields) if worker else workers.missing_dials(given)
         for key in ("hosts", "listen"):
@@ -276,8 +281,11 @@ class ServiceSection(Section):
         for twice in doubles(name for name in ids if isinstance(name, str)):
             yield ("upstreams",), f"two upstreams have the id {twice!r}"
         for number, upstream in upstreams:
-            if get(upstream, "host") is not None and get(given.get("swap"), "driver") != "command":
-                yield ("upstreams", number, "host"), 'is where a command runs: it needs swap.driver = "command"'
+            if get(upstream, "host") is not None and get(given.get("swap"), "driver") not in ("command", "systemd"):
+                yield (
+                    ("upstreams", number, "host"),
+                    'is where a command or a unit runs: it needs swap.driver = "command" or "systemd"',
+                )
         slots = given.get("slots", 100)
         if type(slots) is int and 0 < slots < len(upstreams) and not worker:
             yield ("slots",), f"{len(upstreams)} upstreams need at least as many slots"
@@ -341,8 +349,8 @@ class ServiceSection(Section):
             swap_timeout=self.swap.timeout,
             prepare_timeout=self.swap.prepare_timeout,
             hook_timeout=self.hooks.timeout,
-            prepares=self.swap.prepare is not None or self.swap.driver == "docker",
-            retires=self.swap.retire is not None or self.swap.driver == "docker",
+            prepares=self.swap.prepare is not None or self.swap.driver in ("docker", "systemd"),
+            retires=self.swap.retire is not None or self.swap.driver in ("docker", "systemd"),
             external=self.swap.driver == "external",
             hooks=self.hooks.kinds(),
             watch_time=wanted.watch_time,

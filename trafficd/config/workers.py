@@ -10,7 +10,7 @@ from typing import Any
 
 from trafficd.config.faults import Clash, get, items
 
-_SERVICE = ("route", "upstreams", "health", "rollout", "swap", "docker", "hooks")
+_SERVICE = ("route", "upstreams", "health", "rollout", "swap", "docker", "systemd", "hooks")
 _NEVER_ASKED = 'Caddy never sees a service with route = "none"'
 
 _MEANINGLESS = {

@@ -8,28 +8,14 @@ that chooses the address itself (start_first without spare_dial) prints a line T
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from proxy.model import parse_dial
 from trafficd.errors import TrafficdError
 from trafficd.ports import Outcome, Swap
-from trafficd.swap.process import Ended, NotBegunError
+from trafficd.swap.process import NotBegunError, Runner
 
 _MARK = "TRAFFICD_DIAL="
-
-
-class Runner(Protocol):
-    """Runs a command by its name, once: `CommandRunner` here, `RemoteRunner` on another host."""
-
-    @property
-    def where(self) -> str:
-        """What is added to a program's name, so that it tells its place."""
-        ...
-
-    async def run(
-        self, name: str, slot: str, argv: Sequence[str], environment: Mapping[str, str], timeout: float
-    ) -> Ended: ...
 
 
 def environment(swap: Swap) -> dict[str, str]:

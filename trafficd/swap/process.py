@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from trafficd.errors import TrafficdError
 from trafficd.swap import supervise
@@ -72,6 +73,19 @@ class Ended:
                 )
             case _:
                 return f"{program} ended in an unknown way ({self.word})"
+
+
+class Runner(Protocol):
+    """Runs a command by its name, once: `CommandRunner` here, `RemoteRunner` on another host."""
+
+    @property
+    def where(self) -> str:
+        """What is added to a program's name, so that it tells its place."""
+        ...
+
+    async def run(
+        self, name: str, slot: str, argv: Sequence[str], environment: Mapping[str, str], timeout: float
+    ) -> Ended: ...
 
 
 class CommandRunner:

@@ -1,0 +1,1 @@
+"""The `systemd` driver: instances are units, here or on other hosts."""
