@@ -134,6 +134,14 @@ def test_latest_and_compose_are_told() -> None:
     assert 'version = "latest"' in text
 
 
+@pytest.mark.parametrize(("pulled", "pull"), [(True, "always"), (False, "missing")])
+def test_an_image_that_no_registry_has_is_not_pulled(pulled: bool, pull: str, tmp_path: Path) -> None:
+    here = machine(container("w", at="0.0.0.0:8081", pulled=pulled), hosts=HERE)
+    docker = loaded(drafted(site_of(P), here), tmp_path).services["example"].docker
+    assert docker is not None
+    assert docker.pull == pull
+
+
 def by_hand(config: Json, *machines: Any) -> Service:
     (service,) = drafted(config, *machines).services
     assert service.docker is None

@@ -50,6 +50,7 @@ def container(
     check: list[str] | None = None,
     temporary: bool = False,
     address: str = "",
+    pulled: bool = True,
 ) -> Container:
     """A running container; `at` "0.0.0.0:8080" publishes there, None is on its host's network."""
     ports = []
@@ -68,7 +69,7 @@ def container(
         "HostConfig": {"NetworkMode": "bridge" if at or address else "host", "AutoRemove": temporary},
         "NetworkSettings": {"Networks": {"bridge": {"IPAddress": address, "Aliases": None}}},
     }
-    return Container({"Id": f"id of {name}", "Names": [f"/{name}"], "Ports": ports}, inspect, listens)
+    return Container({"Id": f"id of {name}", "Names": [f"/{name}"], "Ports": ports}, inspect, listens, pulled)
 
 
 def machine(

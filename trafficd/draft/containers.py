@@ -34,11 +34,13 @@ class How(enum.Enum):
 @dataclass(frozen=True)
 class Container:
     """A running container: its line in the Engine's list, and what the Engine says of it. `listens`: ports of the
-    host that its processes listen at; None where that cannot be seen."""
+    host that its processes listen at; None where that cannot be seen. `pulled`: whether its image has been in a
+    registry, and was not made on its host."""
 
     entry: Mapping[str, Any]
     inspect: Mapping[str, Any]
     listens: frozenset[int] | None = None
+    pulled: bool = True
 
     @property
     def name(self) -> str:

@@ -102,7 +102,8 @@ async def _containers(engine: Engine, *, local: bool) -> tuple[Container, ...]:
         inspect = await engine.inspect(entry["Id"])
         if inspect is None:
             continue  # it went away meanwhile
-        one = Container(entry, inspect)
+        image = await engine.image(inspect["Image"])
+        one = Container(entry, inspect, pulled=image is None or bool(image.get("RepoDigests")))
         if local and one.on_host:
             one = replace(one, listens=await asyncio.to_thread(listens, int(inspect["State"].get("Pid") or 0)))
         found.append(one)

@@ -51,6 +51,7 @@ class Docker:
 
     engine: str
     image: str | None
+    made_here: str | None  # a container whose image no registry has
     port: int | None
     publish: str | None
     port_range: str | None
@@ -316,6 +317,7 @@ def _docker(servings: Sequence[Serving], take_over: str | bool, taken: set[int])
     return Docker(
         engine=_common_engine(servings),
         image=_image(repositories),
+        made_here=next((one.name for one in containers if not one.pulled), None),
         port=next(iter(ports)) if len(ports) == 1 else None,
         publish=_publish(servings),
         port_range=_port_range(taken),

@@ -201,7 +201,11 @@ def _docker(service: Service, docker: Docker) -> Table:
             keys.append(Key(key, file, "of DOCKER_CERT_PATH"))
     if docker.image is not None:
         keys.append(Key("image", docker.image, "the image that runs, with the version to be deployed"))
-    keys.append(Key("pull", "always", 'from the registry; "missing": only what is not there', off=True))
+    if docker.made_here is not None:
+        why = f"the image of {docker.made_here} was made on its host: have the next one there before a deploy"
+        keys.append(Key("pull", "missing", why))
+    else:
+        keys.append(Key("pull", "always", "from the registry, at every deploy", off=True))
     if docker.port is not None:
         keys.append(Key("port", docker.port, "in the container, published at the port of dial"))
     if docker.publish is not None:
