@@ -8,14 +8,18 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from tests.docker.engine import Dockerd, Json, needs_docker
 from tests.docker.test_deploy import ROOT, mounts
+from tests.ssh.sshd import NEEDS_SSHD, Sshd
 from tests.system.load import load
 from tests.system.strangers import StrangersCaddy
-from trafficd.demo.stage import Stage
+from trafficd.demo.stage import Stage, free_ports
+from trafficd.draft.containers import How, serving
+from trafficd.draft.machines import machines
 
 pytestmark = [needs_docker, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -98,6 +102,7 @@ class Beginner(Stage):
         places = {
             "TRAFFICD_DAEMON__STATE_DIR": f"{self.directory}/state",
             "TRAFFICD_DAEMON__SOCKET": str(self.socket),
+            **self.environment,
         }
         with (self.directory / "daemon.log").open("ab") as log:
             self.daemon = subprocess.Popen(
@@ -114,7 +119,9 @@ class Beginner(Stage):
 async def beginner(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Beginner, Dockerd, StrangersCaddy]]:
     published = request.param == "published"
     dockerd = Dockerd()
-    stage = Beginner()
+    # The published ones, as the tutorial has them, are deployed with every default.
+    quick = {} if published else {f"TRAFFICD_SERVICES__{SERVICE.upper()}__ROLLOUT__MIN_HEALTHY_TIME": "1s"}
+    stage = Beginner(environment=quick)
     caddy = StrangersCaddy(stage)
     try:
         await dockerd.start()
@@ -139,7 +146,7 @@ def tutorial(stage: Beginner, caddy: StrangersCaddy) -> str:
     """The Caddyfile of the tutorial's page."""
     return caddy.tutorial(f"""reverse_proxy {stage.dial(0)} {stage.dial(1)} {{
         health_uri /healthz
-        health_interval 5s
+        health_interval 1s
         lb_policy round_robin
         fail_duration 30s
     }}""")
@@ -169,6 +176,44 @@ async def test_the_tutorials_installation_is_deployed_with_what_init_writes(
     for one in running:
         inspect = await dockerd.call("GET", f"/containers/{one['Id']}/json")
         assert "SECRET=s3" in inspect["Config"]["Env"], "what it had it has"
+
+
+@NEEDS_SSHD
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_engine_over_ssh_is_seen_as_one_that_is_here(dockerd: Dockerd, tmp_path: Path) -> None:
+    """But for the sockets of its processes: there a variable is believed."""
+    port = free_ports(1)[0]
+    body = {"Image": "shop/web:v1", "Env": [f"PORT={port}"], "HostConfig": {"NetworkMode": "host"}}
+    made = await dockerd.call("POST", "/containers/create?name=web", body)
+    await dockerd.call("POST", f"/containers/{made['Id']}/start")
+    await answers(port)
+    sshd = Sshd(tmp_path / "sshd")
+    sshd.start()
+    try:
+        urls = [dockerd.url, f"{sshd.host}{dockerd.socket}"]
+        here, there = await machines(urls, frozenset({"127.0.0.1", "192.0.2.1"}), None, sshd.settings)
+    finally:
+        sshd.end()
+    assert (here.failure, there.failure) == (None, None)
+    assert here.hosts == there.hosts == {"127.0.0.1"}
+    found = [serving(f"127.0.0.1:{port}", [one]) for one in (here, there)]
+    assert [one and (one.how, one.container.name, one.container.pulled) for one in found] == [
+        (How.LISTENS, "web", False),
+        (How.TOLD, "web", False),
+    ]
+
+
+async def answers(port: int) -> None:
+    """Wait until somebody listens."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.05)
+            else:
+                writer.close()
+                return
 
 
 async def adopted(stage: Beginner, caddy: StrangersCaddy) -> str:

@@ -23,6 +23,7 @@ from trafficd.draft import caddy
 from trafficd.draft.listening import listens
 from trafficd.draft.machines import machines
 from trafficd.errors import ConfigError
+from trafficd.ssh.settings import Settings
 
 FILE = """
 {{
@@ -180,7 +181,7 @@ def test_a_socket_that_is_not_ours_to_use_is_told_with_the_remedy() -> None:
         path.chmod(0o600)
         os.seteuid(65534)
         try:
-            (found,) = asyncio.run(machines([f"unix://{path}"], frozenset(), None))
+            (found,) = asyncio.run(machines([f"unix://{path}"], frozenset(), None, Settings()))
         finally:
             os.seteuid(0)
     assert found.failure is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -13,6 +13,7 @@ from trafficd.draft import caddy
 from trafficd.draft.health import Question
 from trafficd.draft.machines import machines
 from trafficd.draft.services import Seen, hosts_of, questions
+from trafficd.ssh.settings import Settings
 from trafficd.swap.docker.engines import Certificates
 
 USUAL_FILES = (Path("Caddyfile"), Path("/etc/caddy/Caddyfile"))
@@ -28,12 +29,13 @@ class Sources:
     engines: tuple[str, ...] = ()
     certificates: Certificates | None = None
     usual_files: tuple[Path, ...] = USUAL_FILES
+    ssh: Settings = field(default_factory=Settings)
 
 
 async def look(sources: Sources) -> Seen:
     """Everything that a draft is made of. Raises `ConfigError` or `ProxyError` where Caddy's side cannot be read."""
     seen = await caddy.found(sources.admin, sources.caddyfile, sources.usual_files)
-    found = await machines(sources.engines, hosts_of(seen.config), sources.certificates)
+    found = await machines(sources.engines, hosts_of(seen.config), sources.certificates, sources.ssh)
     seen = replace(seen, machines=found)
     return replace(seen, answers=await _answers(questions(seen)))
 

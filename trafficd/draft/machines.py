@@ -15,13 +15,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trafficd.config.sections import SshSection
 from trafficd.draft.containers import Container, Machine
 from trafficd.draft.listening import listens
 from trafficd.errors import TrafficdError
 from trafficd.ssh.connections import Connections
 from trafficd.ssh.forward import Forwards
 from trafficd.ssh.host import parse_host
+from trafficd.ssh.settings import Settings
 from trafficd.swap.docker.engine import Engine
 from trafficd.swap.docker.engines import Certificates, Engines, split
 
@@ -30,10 +30,10 @@ _RESOLVE = 3.0  # s
 
 
 async def machines(
-    urls: Sequence[str], hosts: frozenset[str], certificates: Certificates | None
+    urls: Sequence[str], hosts: frozenset[str], certificates: Certificates | None, ssh: Settings
 ) -> tuple[Machine, ...]:
     """The Engines at `urls`, and which of the `hosts` each one's machine is. `certificates` are for tcp://."""
-    async with _clients(certificates) as (engines, connections):
+    async with _clients(certificates, ssh) as (engines, connections):
         found = await asyncio.gather(*(_machine(url, hosts, engines, connections) for url in urls))
     if certificates is None:
         return tuple(found)
@@ -42,8 +42,8 @@ async def machines(
 
 
 @contextlib.asynccontextmanager
-async def _clients(certificates: Certificates | None) -> AsyncIterator[tuple[Engines, Connections]]:
-    connections = Connections(SshSection().settings)
+async def _clients(certificates: Certificates | None, ssh: Settings) -> AsyncIterator[tuple[Engines, Connections]]:
+    connections = Connections(ssh)
     forwards = Forwards(connections)
 
     async def forward(host: str, remote_socket: str) -> Path:
