@@ -172,7 +172,12 @@ def steered(candidate: Candidate) -> bool:
     """Whether it is ours already, for whichever service: a route of our own, an adopted handler, slots."""
     ids = (candidate.own_id or "", *candidate.ids)
     slots = any("{file." in dial and "/current/" in dial for dial in candidate.dials)
-    return candidate.server == PROBE_ID or slots or any(name.startswith(_OURS) for name in ids)
+    return slots or any(name.startswith(_OURS) for name in ids)
+
+
+def probes(candidate: Candidate) -> bool:
+    """Whether it serves nobody: the server on the loopback by which it is proved that Caddy reads slots."""
+    return candidate.server == PROBE_ID
 
 
 def _fitting(others: Sequence[Candidate], route: Route, adopt_id: str | None) -> list[Candidate]:

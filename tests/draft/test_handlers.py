@@ -116,6 +116,13 @@ def test_a_check_with_all_it_can_have() -> None:
     ]
 
 
+def test_our_own_probe_is_no_handler_of_anybody() -> None:
+    config = caddy(site(proxy(A), "example.com"))
+    config["apps"]["http"]["servers"]["trafficd_probe"] = {"routes": [site(proxy("{file./slots/.probe}"))]}
+    fit, unfit = handlers(config)
+    assert ([one.dials for one in fit], unfit) == ([(A,)], [])
+
+
 def test_passive_checks_ask_nothing() -> None:
     assert only(site(proxy(A, health_checks={"passive": {"fail_duration": "30s"}}))).asked is None
 

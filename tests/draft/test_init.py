@@ -186,3 +186,9 @@ def test_a_socket_that_is_not_ours_to_use_is_told_with_the_remedy() -> None:
             os.seteuid(0)
     assert found.failure is not None
     assert found.failure.startswith("permission denied. Run it as root, or as a user of the group root")
+
+
+def test_an_engine_that_everybody_may_use_is_not_asked(here: Path) -> None:
+    result = init(here, "--caddyfile", "Caddyfile", "--engine", "tcp://192.0.2.1:2375")
+    assert result.exit_code == 0
+    assert "tcp://192.0.2.1:2375: NOT ASKED: an Engine without TLS makes root of everybody" in result.stdout

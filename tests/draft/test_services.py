@@ -142,6 +142,13 @@ def test_an_image_that_no_registry_has_is_not_pulled(pulled: bool, pull: str, tm
     assert docker.pull == pull
 
 
+def test_a_caddy_in_a_container_is_told_what_it_needs() -> None:
+    found = drafted(tutorial(), machine(container("edge", "docker.io/library/caddy:2.11")))
+    for text in (document(found), summary.text(found, "t.toml")):
+        assert "a Caddy runs in container edge" in text
+    assert "container edge" not in document(drafted(tutorial(), machine(container("edge", "shop/caddyshack:1"))))
+
+
 def by_hand(config: Json, *machines: Any) -> Service:
     (service,) = drafted(config, *machines).services
     assert service.docker is None

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy.candidates import Candidate, at, candidates, find, steered
+from proxy.candidates import Candidate, at, candidates, find, probes, steered
 from proxy.errors import AddressError, CaddyRefusedError
 from proxy.handler import Json, Route
 from proxy.model import parse_dial
@@ -73,7 +73,7 @@ def handlers(config: Json | None) -> tuple[list[Handler], list[Unfit]]:
     """All handlers of a configuration, as Caddy has them in JSON."""
     fit: list[Handler] = []
     unfit: list[Unfit] = []
-    for candidate in candidates(config):
+    for candidate in (one for one in candidates(config) if not probes(one)):
         reason = _unfit(at(config, candidate.path), candidate)
         if reason is not None:
             unfit.append(Unfit(candidate, reason))
@@ -99,6 +99,10 @@ def _handler(config: Json | None, candidate: Candidate) -> Handler:
         ambiguous=ambiguous,
         remarks=tuple(remarks),
     )
+
+
+def _is_name(text: str) -> bool:
+    return _is_host(text) and "*" not in text
 
 
 def _is_host(text: str) -> bool:
@@ -172,7 +176,8 @@ def _shared(fit: Sequence[Handler], unfit: Sequence[Candidate]) -> dict[Candidat
 def _adoption(config: Json | None, candidate: Candidate, hosts: tuple[str, ...]) -> tuple[str | None, str | None]:
     """The @id by which it is adopted (None: by its hosts), and why it cannot be."""
     route = Route("draft", _ANYWHERE, 1, hosts=hosts)
-    for adopt_id in (None, candidate.own_id):
+    own = candidate.own_id if re.fullmatch(r"[\x21-\x7e]{1,200}", candidate.own_id or "") else None
+    for adopt_id in (None, own):
         try:
             if find(config, route, adopt_id).path == candidate.path:
                 return adopt_id, None
@@ -195,7 +200,7 @@ def asked(handler: Json) -> Asked | None:
     usable = {n: t for n, t in headers.items() if n.lower() != "host" and "{" not in t and _is_header(n, t)}
     return Asked(
         path=path,
-        host=host if host is not None and _is_host(host) and "*" not in host else None,
+        host=host if host is not None and _is_name(host) else None,
         headers=usable,
         status=_status(active.get("expect_status")),
         interval=seconds(active.get("interval")),
@@ -215,8 +220,8 @@ def _not_said(active: Json, headers: Mapping[str, str], usable: Mapping[str, str
         yield f"Caddy asks with {active['method']}; trafficd asks with GET"
     if active.get("expect_body"):
         yield "Caddy also looks at the body (health_body); trafficd looks at the status alone"
-    for name in headers:
-        if name.lower() != "host" and name not in usable:
+    for name, text in headers.items():
+        if not (_is_name(text) if name.lower() == "host" else name in usable):
             yield f"Caddy's check has a header {name} that is left out: it holds a placeholder or cannot be sent"
 
 

@@ -15,7 +15,8 @@ from trafficd.draft.handlers import Handler
 USUAL = ("/healthz", "/health", "/up", "/")
 _PATH = re.compile(r"/[\x21-\x7e]*")
 _URL = re.compile(r"""https?://[^\s"'|;&<>]+(?:&[^\s"'|;&<>]+)*""")
-_SHORTEST = 0.05  # s that an interval may be
+_INTERVALS = (0.05, 86_400.0)  # s: within these an interval is taken as it is
+_TIMEOUTS = (0.001, 86_400.0)
 
 Answers = Mapping[tuple[str, str], int | str]
 """By address and path: the status of the answer, or why there was none."""
@@ -75,13 +76,17 @@ def settled(handler: Handler, servings: Sequence[Serving], answers: Answers) -> 
         headers=asked.headers if asked is not None else {},
         status=status,
         status_why=status_why,
-        interval=None if asked is None or asked.interval is None else max(_SHORTEST, asked.interval),
-        timeout=asked.timeout if asked is not None else None,
+        interval=_within(_INTERVALS, asked.interval) if asked is not None else None,
+        timeout=_within(_TIMEOUTS, asked.timeout) if asked is not None else None,
         rise=asked.rise if asked is not None else None,
         fall=asked.fall if asked is not None else None,
         remarks=(*_unused(handler), *(asked.remarks if asked is not None else ())),
         warnings=tuple(_warnings(path, seen, status or (200,))),
     )
+
+
+def _within(bounds: tuple[float, float], seconds: float | None) -> float | None:
+    return None if seconds is None else min(max(bounds[0], seconds), bounds[1])
 
 
 def _of_caddy(handler: Handler) -> tuple[str, str] | None:

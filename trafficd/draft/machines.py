@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from trafficd.config.docker import exposed
 from trafficd.draft.containers import Container, Machine
 from trafficd.draft.listening import listens
 from trafficd.errors import TrafficdError
@@ -59,6 +60,8 @@ async def _clients(certificates: Certificates | None, ssh: Settings) -> AsyncIte
 
 
 async def _machine(url: str, hosts: frozenset[str], engines: Engines, connections: Connections) -> Machine:
+    for _, text in exposed(url, (), secured=engines.secured):
+        return Machine(url, failure=f"{text} (DOCKER_CERT_PATH names their directory)")
     try:
         if url.startswith("unix://"):
             _look_at_socket(Path(url.removeprefix("unix://")))

@@ -101,9 +101,25 @@ class Draft:
     unfit: tuple[Unfit, ...]
 
     @property
+    def contained(self) -> str | None:
+        return _contained(self.seen.machines)
+
+    @property
     def silent(self) -> tuple[Machine, ...]:
         """The Engines that could not be asked."""
         return tuple(one for one in self.seen.machines if one.failure is not None)
+
+
+def _contained(machines: Sequence[Machine]) -> str | None:
+    """What a Caddy in a container needs, where one seems to be in one."""
+    images = ((one.repository.rpartition("/")[2], one.name) for machine in machines for one in machine.containers)
+    name = next((name for image, name in images if image == "caddy"), None)
+    if name is None:
+        return None
+    return (
+        f"a Caddy runs in container {name}. If it is this one, mount trafficd's slots (/var/lib/trafficd/slots) into "
+        'it, and say where they are with slots_path: see "A Caddy in a container" in the README'
+    )
 
 
 def hosts_of(config: Json | None) -> frozenset[str]:

@@ -50,6 +50,8 @@ def _lines(draft: Draft, path: str | None) -> Iterator[str]:
         if machine.failure is not None:
             said = f"NOT ASKED: {machine.failure}"
         yield f"Engine  {plain(machine.url)}: {plain(said)}"
+    if draft.contained is not None:
+        yield f"LOOK    {plain(draft.contained)}"
     for service in draft.services:
         yield ""
         yield from _service(service)

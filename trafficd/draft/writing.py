@@ -16,6 +16,9 @@ _HEAD = (
 )
 
 
+SLOTS = 100  # of a service, by default
+
+
 def document(draft: Draft) -> str:
     """The text of the configuration."""
     tables = [_caddy(draft), *(table for service in draft.services for table in _service(service))]
@@ -45,7 +48,12 @@ def _left_out(draft: Draft) -> Iterator[str]:
 def _caddy(draft: Draft) -> Table:
     seen = draft.seen
     why = "it answered there" if seen.running else f"of {seen.origin}; Caddy must run when trafficd starts"
-    return Table("caddy", (Key("admin", seen.admin, why),))
+    keys = [Key("admin", seen.admin, f"{why}; it must be 2.11.2 or newer")]
+    above = []
+    if draft.contained is not None:
+        above.append(f"LOOK: {draft.contained}.")
+        keys.append(Key("slots_path", "/slots", "where Caddy's container has them", off=True))
+    return Table("caddy", tuple(keys), tuple(above))
 
 
 def _ssh() -> Table:
@@ -82,12 +90,14 @@ def _route(service: Service) -> Table:
     handler = service.handler
     where = ", ".join(handler.candidate.hosts) or "any host"
     above = [f"{where}: the reverse_proxy {place(handler.candidate)}.", *service.remarks]
-    keys = [Key("hosts", handler.hosts, "of its route in Caddy")]
+    keys = [Key("hosts", handler.hosts, "of its route in Caddy" if handler.hosts else "any host")]
     if service.adopts:
         keys.append(Key("route", "adopt", "that reverse_proxy is taken over, in one write; the rest of the site stays"))
         if handler.adopt_id is not None:
             keys.append(Key("adopt_id", handler.adopt_id, "its @id: hosts alone do not tell it from others"))
-    else:
+    if len(service.instances) > SLOTS:
+        keys.append(Key("slots", len(service.instances), "at least one for each upstream"))
+    if not service.adopts:
         snippet = f"/etc/caddy/trafficd-{service.name}.caddy"
         above += [
             "",
