@@ -16,7 +16,7 @@ from tests.docker.engine import Dockerd, Json, needs_docker
 from tests.docker.test_deploy import ROOT, mounts
 from tests.ssh.sshd import NEEDS_SSHD, Sshd
 from tests.system.load import load
-from tests.system.strangers import StrangersCaddy
+from tests.system.strangers import StrangersCaddy, listened_at
 from trafficd.demo.stage import Stage, free_ports
 from trafficd.draft.containers import How, serving
 from trafficd.draft.machines import machines
@@ -186,7 +186,8 @@ async def test_an_engine_over_ssh_is_seen_as_one_that_is_here(dockerd: Dockerd, 
     body = {"Image": "shop/web:v1", "Env": [f"PORT={port}"], "HostConfig": {"NetworkMode": "host"}}
     made = await dockerd.call("POST", "/containers/create?name=web", body)
     await dockerd.call("POST", f"/containers/{made['Id']}/start")
-    await answers(port)
+    async with asyncio.timeout(20):
+        await listened_at(port)
     sshd = Sshd(tmp_path / "sshd")
     sshd.start()
     try:
@@ -201,19 +202,6 @@ async def test_an_engine_over_ssh_is_seen_as_one_that_is_here(dockerd: Dockerd, 
         (How.LISTENS, "web", False),
         (How.TOLD, "web", False),
     ]
-
-
-async def answers(port: int) -> None:
-    """Wait until somebody listens."""
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.05)
-            else:
-                writer.close()
-                return
 
 
 async def adopted(stage: Beginner, caddy: StrangersCaddy) -> str:

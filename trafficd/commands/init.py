@@ -38,7 +38,13 @@ _STDOUT = "-"
     metavar="URL",
     help=f"Docker or Podman: unix://, ssh://user@host, tcp://; repeatable. [$DOCKER_HOST, {DEFAULT_ENGINE}]",
 )
-@click.option("--output", default="trafficd.toml", show_default=True, help='Where to write; "-" is standard output.')
+@click.option(
+    "--output",
+    metavar="FILE",
+    default="trafficd.toml",
+    show_default=True,
+    help='Where to write; "-" is standard output.',
+)
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Tell what was found as JSON.")
 def init(
