@@ -168,6 +168,18 @@ def _is_ours(candidate: Candidate, route: Route) -> bool:
     return candidate.server == PROBE_ID or elsewhere or any(name.startswith(_OURS) for name in candidate.ids)
 
 
+def steered(candidate: Candidate) -> bool:
+    """Whether it is ours already, for whichever service: a route of our own, an adopted handler, slots."""
+    ids = (candidate.own_id or "", *candidate.ids)
+    slots = any("{file." in dial and "/current/" in dial for dial in candidate.dials)
+    return slots or any(name.startswith(_OURS) for name in ids)
+
+
+def probes(candidate: Candidate) -> bool:
+    """Whether it serves nobody: the server on the loopback by which it is proved that Caddy reads slots."""
+    return candidate.server == PROBE_ID
+
+
 def _fitting(others: Sequence[Candidate], route: Route, adopt_id: str | None) -> list[Candidate]:
     if adopt_id is not None:
         called = [candidate for candidate in others if candidate.own_id == adopt_id]

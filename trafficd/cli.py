@@ -37,11 +37,12 @@ class _Commands(click.Group):
         return sorted({*super().list_commands(ctx), *self._clients()})
 
     def _clients(self) -> dict[str, click.Command]:
-        from trafficd.commands import caddy, judge, look, report, rollouts, shares, site, upstreams, verify
+        from trafficd.commands import caddy, init, judge, look, report, rollouts, shares, site, upstreams, verify
 
         several = (*look.COMMANDS, *upstreams.COMMANDS, *rollouts.COMMANDS, *shares.COMMANDS, *caddy.COMMANDS)
         return {
-            command.name or "": command for command in (*several, judge.judge, report.report, site.site, verify.verify)
+            command.name or "": command
+            for command in (*several, init.init, judge.judge, report.report, site.site, verify.verify)
         }
 
 

@@ -19,6 +19,18 @@ from trafficd.demo.stage import Stage
 _START = 15.0  # s that it may take to answer
 
 
+async def listened_at(port: int) -> None:
+    """Wait until somebody listens there."""
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            await asyncio.sleep(0.05)
+        else:
+            writer.close()
+            return
+
+
 @dataclass
 class StrangersCaddy:
     """Caddy with a Caddyfile, beside the stage whose admin port it has. `through`: a program to run it by."""
@@ -80,14 +92,7 @@ class StrangersCaddy:
         """Wait until they listen: its own health checks would hold them for down for ten seconds otherwise."""
         async with asyncio.timeout(_START):
             for port in self.stage.ports[: self.stage.instances]:
-                while True:
-                    try:
-                        _, writer = await asyncio.open_connection("127.0.0.1", port)
-                    except OSError:
-                        await asyncio.sleep(0.05)
-                    else:
-                        writer.close()
-                        break
+                await listened_at(port)
 
     def _run(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         home = str(self.home)

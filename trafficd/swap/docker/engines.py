@@ -52,6 +52,11 @@ class Engines:
         self._lost: list[aiodocker.Docker] = []
         self._locks: dict[str, asyncio.Lock] = {}
 
+    @property
+    def secured(self) -> bool:
+        """Whether certificates are shown to Engines at tcp://."""
+        return self._certificates is not None
+
     def lock(self, url: str) -> asyncio.Lock:
         """Held while a port of a host is chosen and taken."""
         return self._locks.setdefault(url, asyncio.Lock())
