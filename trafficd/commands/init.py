@@ -66,7 +66,7 @@ def init(
         if path is None:
             click.echo(text, nl=False)
         else:
-            _write(Path(path), text, force=force)
+            _write(Path(path), text)
         said = to_json(summary.view(found, path)) if as_json else summary.text(found, path)
         click.echo(said, err=path is None)
 
@@ -127,11 +127,13 @@ def _check(text: str) -> None:
             ) from error
 
 
-def _write(path: Path, text: str, *, force: bool) -> None:
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: what is written over stays where the disk is full."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with path.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise ConfigError(f"{path} is there already; --force writes over it") from None
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        scratch.unlink(missing_ok=True)
