@@ -217,13 +217,14 @@ class Link:
         for name, one in self.services.items():
             if one.engine.state.maintenance is not None and not maintenance.present(config):
                 await self.maintenance(name)
-        self._note_uncountable(config)
+        self._note_uncountable(config, self.services.keys() - missing - fresh)
         return await self._sites_back() and not missing
 
-    def _note_uncountable(self, config: Json | None) -> None:
-        """Say which addresses Caddy's configuration names itself too: of those it shows only its own count."""
+    def _note_uncountable(self, config: Json | None, names: Set[str]) -> None:
+        """Say which addresses of these Caddy's configuration names itself too: of those it shows only its own count.
+        What has been written since the look is not among them: a handler that is taken over named them until then."""
         places = static_places(config)
-        for linked in self.services.values():
+        for linked in (self.services[name] for name in names):
             state = linked.engine.state
             shared = [] if state.left else [u.dial for u in state.upstreams.values() if u.dial in places]
             text = "".join(

@@ -113,6 +113,8 @@ async def test_the_tutorials_site_is_taken_over_under_load_and_then_loses_nothin
     await serve(stage)
     await until(lambda: taken_over(stage))
     assert await caddy.etag() == etag
+    log = (stage.directory / "daemon.log").read_text()
+    assert "is also named at" not in log, "the handler itself is no stranger that names its addresses too"
 
 
 @pytest.mark.slow
