@@ -85,18 +85,16 @@ Open = Callable[..., Shop]
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def shop(dockerd: Dockerd) -> AsyncIterator[Open]:
-    counting = Counting(dockerd)
-    await counting.start()
     opened: list[Shop] = []
+    async with Counting(dockerd) as counting:
 
-    def make(**settings: Any) -> Shop:
-        opened.append(Shop(dockerd, counting, **settings))
-        return opened[-1]
+        def make(**settings: Any) -> Shop:
+            opened.append(Shop(dockerd, counting, **settings))
+            return opened[-1]
 
-    yield make
-    for engines in (engines for one in opened for engines in one.all_engines):
-        await engines.aclose()
-    await counting.aclose()
+        yield make
+        for engines in (engines for one in opened for engines in one.all_engines):
+            await engines.aclose()
 
 
 async def test_in_place_and_back_in_the_container_of_before(shop: Open) -> None:
