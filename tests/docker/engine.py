@@ -212,7 +212,8 @@ class Counting:
         assert task is not None
         self._clients.add(task)
         try:
-            with contextlib.suppress(OSError):  # an Engine that is being restarted
+            # An Engine that is being restarted; or the end, which asyncio's own caller of this cannot take.
+            with contextlib.suppress(OSError, asyncio.CancelledError):
                 await self._pass_on(reader, writer)
         finally:
             self._clients.discard(task)
@@ -245,7 +246,7 @@ class Counting:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            engine_writer.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            engine_writer.close()

@@ -93,7 +93,7 @@ async def test_two_hosts_are_deployed_and_nothing_is_lost(raise_stage: Raise, pa
     async with load(stage.url, sockets=2) as result:
         for version, order in (("v2", "stop_first"), ("v1", "start_first")):
             rollout = await deploy(stage, version, order=order)
-            assert rollout["state"] == "succeeded", rollout
+            assert rollout["state"] == "succeeded", (rollout["reason"], stage.daemon_log())
             assert versions(stage) == dict.fromkeys("ab", version)
             assert await stage.standing() == {"a": [version], "b": [version]}
     assert not result.troubles()
@@ -220,7 +220,7 @@ async def test_an_engine_that_is_restarted_in_mid_deploy_is_waited_for(raise_sta
             rollout = await deploy(stage, "v2")
         assert restarts
         await restarts[0]
-        assert rollout["state"] == "succeeded", rollout
+        assert rollout["state"] == "succeeded", (rollout["reason"], stage.daemon_log())
         assert not result.troubles()
         assert await stage.standing() == {"a": ["v2"], "b": ["v2"]}
 
@@ -236,7 +236,7 @@ async def test_a_rollback_needs_no_registry(
     stage = await raise_stage(image=f"{registry.address}/shop/web:{{version}}", pull="always")
     for version in ("v2", "v3"):
         rollout = await deploy(stage, version)
-        assert rollout["state"] == "succeeded", rollout
+        assert rollout["state"] == "succeeded", (rollout["reason"], stage.daemon_log())
         prepared = [step["output"] for step in rollout["steps"] if step["step"] == "prepare"]
         assert len(prepared) == 2
         assert all(digest[version] in output for output in prepared)
@@ -246,7 +246,7 @@ async def test_a_rollback_needs_no_registry(
     await registry.aclose()
     async with load(stage.url) as result:
         rollout = await deploy(stage, "v2")
-    assert rollout["state"] == "succeeded", rollout
+    assert rollout["state"] == "succeeded", (rollout["reason"], stage.daemon_log())
     assert not result.troubles()
     assert versions(stage) == dict.fromkeys("ab", "v2")
     assert set(os.listdir(tmp_path)) == {"config.json"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -56,14 +57,14 @@ class Shop:
     async def answers(self, dial: str) -> str | None:
         """The version that answers at an address."""
         host, _, port = dial.rpartition(":")
-        try:
+        with contextlib.suppress(OSError):
             reader, writer = await asyncio.open_connection(host, int(port))
-        except OSError:
-            return None
-        writer.write(b"GET / HTTP/1.0\r\n\r\n")
-        body = (await reader.read()).decode().rpartition("\r\n")[2].strip()
-        writer.close()
-        return body
+            try:
+                writer.write(b"GET / HTTP/1.0\r\n\r\n")
+                return (await reader.read()).decode().rpartition("\r\n")[2].strip()
+            finally:
+                writer.close()
+        return None
 
     async def until_answers(self, dial: str, version: str) -> None:
         async with asyncio.timeout(10):
