@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 import trustme
@@ -24,7 +25,6 @@ from tests.system.conftest import QUICK
 from tests.system.load import load
 from tests.system.test_deploy import deploy, service, versions
 from trafficd.client import Json
-from trafficd.errors import TrafficdError
 
 pytestmark = [needs_docker, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -151,20 +151,23 @@ class Kill:
 
 async def deploy_whatever_happens(stage: DockerStage, version: str, order: str) -> Json:
     """A rollout to its end; the daemon is started again whenever it is gone."""
-    client = stage.client()
-    begun = await asyncio.to_thread(
-        client.call, "POST", "/v1/services/web/rollouts", {"version": version, "order": order}
-    )
-    async with asyncio.timeout(60):
+    async with (
+        asyncio.timeout(60),
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(stage.socket))) as session,
+    ):
+        body = {"version": version, "order": order}
+        async with session.post("http://trafficd/v1/services/web/rollouts", json=body) as answer:
+            assert answer.status == 201, await answer.text()
+            begun = (await answer.json())["id"]
         while True:
             assert stage.daemon is not None
             if stage.daemon.poll() is not None:
                 stage.start_daemon()
-            with contextlib.suppress(TrafficdError):
-                view = await asyncio.to_thread(client.call, "GET", f"/v1/rollouts/{begun['id']}")
-                if view["ended_at"] is not None:
-                    client.close()
-                    return view
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                async with session.get(f"http://trafficd/v1/rollouts/{begun}") as answer:
+                    view: Json = await answer.json()
+                    if view["ended_at"] is not None:
+                        return view
             await asyncio.sleep(0.05)
 
 
