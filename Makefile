@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 SECONDS ?= 600
 
-.PHONY: demo test test-all test-containers check fuzz bench setup clean lock
+.PHONY: demo test test-all check fuzz bench setup clean lock
 
 demo: $(SETUP)  ## a real Caddy, three instances, load, and a deploy: prints the verdict
 	$(BIN)/trafficd demo
@@ -19,10 +19,7 @@ test: $(SETUP)  ## the checks and the tests, under 8 minutes
 	$(BIN)/pytest -n 2 --dist worksteal
 
 test-all: test  ## also the long fault and load runs
-	$(BIN)/pytest -m "slow and not containers" -n 2 --dist worksteal
-
-test-containers: $(SETUP)  ## whole deploys of containers on Docker Engines of their own: work in progress
-	$(BIN)/pytest -m containers
+	$(BIN)/pytest -m slow -n 2 --dist worksteal
 
 check: $(SETUP)  ## style, types and import rules only
 	$(BIN)/ruff check .

@@ -94,6 +94,7 @@ class Engine:
             check=parts.check or _unchecked,
             fall=parts.fall,
             occupied=self._occupied,
+            left_at=lambda dial: self._left_at.get(dial, 0.0),
         )
         self.works = Works(
             self.ledger,
@@ -103,6 +104,7 @@ class Engine:
             terms=parts.terms,
             trouble=self.trouble,
         )
+        self._left_at: dict[str, float] = {}  # when traffic was moved away from an address (s since the epoch)
         self._wake_at: float | None = None
         self._wake = asyncio.Event()
         self._routing = asyncio.Lock()
@@ -268,7 +270,10 @@ class Engine:
         try:
             async with self._routing:
                 decision = self.decide()
+                before = {dial for dial, share in self.parts.pool.shares().items() if share}
                 shifted = await self.parts.pool.shift(decision.weights, decision.pins)
+                after = {dial for dial, share in self.parts.pool.shares().items() if share}
+                self._left_at |= dict.fromkeys(before - after, time.time())
                 self._warming.seen(time.time(), decision.weights)
             if shifted:
                 log.info("%s: traffic goes to %s%s", self.name, _weights(decision.weights), _pins(decision.pins))

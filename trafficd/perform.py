@@ -1,7 +1,8 @@
 """Performing one step, idempotently: the thin I/O under the plan.
 
 A step may be performed again after a crash; each of them names a target state. Every wait is counted from
-the time the step was journalled, so restarts do not lengthen time-outs.
+the time the step was journalled, so restarts do not lengthen time-outs; a drain's from the moment traffic was moved
+away, where that was later: what is open then is given the whole time.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Hands:
     upstream (or an instance beside it: `Beside.key`) passed its gate and may be taken for up at its address. `holder`
     says, in words, which other upstream has an address. `check` makes the preview checks of an address; `fall` is how
     many bad probes in a row mean that an instance is down. `occupied` says, in words, what has the second
-    address of an upstream.
+    address of an upstream. `left_at`: when traffic was moved away from an address, as far as this daemon knows (s since
+    the epoch).
     """
 
     pool: Pool
@@ -61,6 +63,7 @@ class Hands:
     check: Probe
     fall: int
     occupied: Callable[[str], str | None]
+    left_at: Callable[[str], float]
 
 
 async def perform(hands: Hands, rollout: Rollout, record: StepRecord, *, resumed: bool) -> Done:
@@ -125,7 +128,7 @@ async def _drain(hands: Hands, rollout: Rollout, record: StepRecord, task: Task)
     verdict, count = await drain(
         hands.pool,
         task.old_dial,
-        since=record.started_at,
+        since=max(record.started_at, hands.left_at(task.old_dial)),
         quiet=rollout.policy.drain_quiet,
         timeout=rollout.policy.drain_timeout,
         streams=not waits,
@@ -158,8 +161,9 @@ async def retire(hands: Hands, policy: Policy, service: str, upstream: str, one:
     """Drain and stop an instance that is not to run beside the serving one any more."""
     assert one.retiring_at is not None, "it is being retired"
     await hands.routed()
+    since = max(one.retiring_at, hands.left_at(one.dial))
     verdict, count = await drain(
-        hands.pool, one.dial, since=one.retiring_at, quiet=policy.drain_quiet, timeout=policy.drain_timeout
+        hands.pool, one.dial, since=since, quiet=policy.drain_quiet, timeout=policy.drain_timeout
     )
     if verdict is DrainVerdict.UNKNOWN:
         return Done(Outcome(False, unknown_reason(one.dial)))

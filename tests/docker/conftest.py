@@ -26,5 +26,4 @@ async def shared_dockerd() -> AsyncIterator[Dockerd]:
 async def dockerd(shared_dockerd: Dockerd) -> AsyncIterator[Dockerd]:
     """An Engine without containers."""
     yield shared_dockerd
-    for one in await shared_dockerd.containers():
-        await shared_dockerd.call("DELETE", f"/containers/{one['Id']}?force=true")
+    await shared_dockerd.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import re
@@ -19,33 +20,52 @@ from typing import Any
 import aiohttp
 import pytest
 
-AVAILABLE = os.geteuid() == 0 and shutil.which("dockerd") is not None and Path("/bin/busybox").exists()
-needs_docker = pytest.mark.skipif(not AVAILABLE, reason="needs root, dockerd and a static busybox")
+_PROGRAMS = ("dockerd", "containerd", "nsenter")
+AVAILABLE = os.geteuid() == 0 and all(map(shutil.which, _PROGRAMS)) and Path("/bin/busybox").exists()
+needs_docker = pytest.mark.skipif(not AVAILABLE, reason="needs root, dockerd with containerd, and a static busybox")
 
 Json = dict[str, Any]
 
 
 class Dockerd:
-    """One dockerd with its own data root; `bridge` (a subnet) only where containers publish ports."""
+    """One dockerd with its own data root, and a containerd of its own, as the units of distributions have it: so one
+    that is killed or restarted leaves its containers alone.
 
-    def __init__(self, bridge: str | None = None, *more: str) -> None:
+    `bridge` (a subnet) only where containers publish ports. `within`: the network namespace that it is in, with all its
+    containers.
+    """
+
+    def __init__(self, bridge: str | None = None, *more: str, within: str | None = None) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="tdk-"))
         self.socket = self.directory / "d.sock"
         self.url = f"unix://{self.socket}"
+        self._tasks = self.directory / "c.sock"  # where containerd listens, and which its shims name
+        self._prefix = [] if within is None else ["nsenter", f"--net=/run/netns/{within}"]
         network = ["--bridge=none"] if bridge is None else ["--bip", bridge, "--ip-masq=false"]
         self._argv = [
-            "dockerd",
-            *("-H", self.url, "--data-root", str(self.directory / "data"), "--exec-root", str(self.directory / "exec")),
+            *("dockerd", "-H", self.url, "--containerd", str(self._tasks)),
+            *("--data-root", str(self.directory / "data"), "--exec-root", str(self.directory / "exec")),
             *("-p", str(self.directory / "pid"), "--iptables=false", "--ip6tables=false", *network, *more),
         ]
+        self._containerd: subprocess.Popen[bytes] | None = None
         self.process: subprocess.Popen[bytes] | None = None
 
-    def _begin(self) -> subprocess.Popen[bytes]:
+    def _begin(self, argv: list[str]) -> subprocess.Popen[bytes]:
         with (self.directory / "log").open("ab") as log:
-            return subprocess.Popen(self._argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            return subprocess.Popen([*self._prefix, *argv], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+    def _begin_containerd(self) -> None:
+        config = self.directory / "containerd.toml"
+        config.write_text(
+            f'version = 2\nroot = "{self.directory}/c-root"\nstate = "{self.directory}/c-state"\n'
+            f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "{self._tasks}"\n'
+        )
+        self._containerd = self._begin(["containerd", "--config", str(config)])
 
     async def start(self) -> None:
-        self.process = self._begin()
+        if self._containerd is None:
+            self._begin_containerd()
+        self.process = self._begin(self._argv)
         async with asyncio.timeout(60):
             while True:
                 try:
@@ -56,17 +76,54 @@ class Dockerd:
                     await asyncio.sleep(0.1)
 
     async def stop(self, number: int = signal.SIGTERM) -> None:
+        """End dockerd. What else becomes of its containers is for its options (live-restore) to say."""
         if self.process is not None:
             self.process.send_signal(number)
             await asyncio.to_thread(self.process.wait, 60)
             self.process = None
 
     async def aclose(self) -> None:
-        if self.process is not None:
-            for one in await self.containers():
-                await self.call("DELETE", f"/containers/{one['Id']}?force=true")
-        await self.stop()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """End everything, containers too, and leave nothing behind."""
+        try:
+            if self.process is None and self._containerd is not None:
+                await self.start()  # it was killed by a test: only it can remove its containers in good order
+            if self.process is not None:
+                await self.clear()
+        finally:
+            await self.stop()
+            await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
+        if self._containerd is not None:
+            self._containerd.terminate()
+            self._containerd.wait(60)
+            self._containerd = None
+        for pid in self._shims():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for place in self._mounts():
+            subprocess.run(["umount", "--lazy", place], check=True)
+        shutil.rmtree(self.directory)
+
+    def _shims(self) -> list[int]:
+        """Our containerd's helpers that are still there: none, when all went well."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = path.read_bytes().split(b"\0")
+                if str(self._tasks).encode() in words and b"shim" in words[0]:
+                    found.append(int(path.parent.name))
+        return found
+
+    def _mounts(self) -> list[str]:
+        """What is mounted in our directory: dockerd leaves its own network namespace there. The innermost first."""
+        places = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        return sorted((place for place in places if place.startswith(f"{self.directory}/")), reverse=True)
+
+    async def clear(self) -> None:
+        """Remove all containers."""
+        for one in await self.containers():
+            await self.call("DELETE", f"/containers/{one['Id']}?force=true&v=true")
 
     async def call(self, method: str, path: str, body: object = None, data: io.BytesIO | None = None) -> Any:
         """One call of the Engine's API, by hand."""
@@ -130,6 +187,7 @@ class Counting:
         self.socket = dockerd.directory / f"counting-{time.monotonic_ns()}.sock"
         self.url = f"unix://{self.socket}"
         self.calls: list[str] = []
+        self._clients: set[asyncio.Task[None]] = set()
         self.on_call: Callable[[int, str], bool] = lambda number, line: False
         self.on_answer: Callable[[int, str], bool] = lambda number, line: False
 
@@ -138,8 +196,30 @@ class Counting:
 
     async def aclose(self) -> None:
         self._server.close()
+        for client in self._clients:
+            client.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+
+    async def __aenter__(self) -> Counting:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients.add(task)
+        try:
+            # An Engine that is being restarted; or the end, which asyncio's own caller of this cannot take.
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await self._pass_on(reader, writer)
+        finally:
+            self._clients.discard(task)
+            writer.close()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         engine_reader, engine_writer = await asyncio.open_unix_connection(self._target)
         pending: list[tuple[int, str]] = []
 
@@ -163,9 +243,10 @@ class Counting:
                 await writer.drain()
 
         tasks = [asyncio.create_task(there()), asyncio.create_task(back())]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        writer.close()
-        engine_writer.close()
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            engine_writer.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from trafficd.config import ServiceSection
 from trafficd.config.docker import DockerSection
-from trafficd.errors import ConfigError, TrafficdError
+from trafficd.errors import ConfigError, HostRefusedError, HostUnreachableError, TrafficdError
+from trafficd.swap.docker.engine import Engine, UnreachableError
 from trafficd.swap.docker.engines import Engines, split
 from trafficd.swap.docker.envfile import parse_env, read_env_files
 
@@ -40,7 +41,7 @@ def test_defaults() -> None:
 def test_values() -> None:
     given = DockerSection.model_validate(WEB | {"memory": "5g", "cpus": 0.5, "port_range": "30000-30009"})
     assert (given.memory, given.port_range) == (5 << 30, (30000, 30009))
-    for engine in ("unix:///run/podman/podman.sock", "ssh://deploy@web1", "ssh://web1:2222/run/podman.sock"):
+    for engine in ("unix:///run/podman/podman.sock", "ssh://deploy@web1", "ssh://deploy@web1:2222/run/podman.sock"):
         assert service(WEB | {"engine": engine}).docker is not None
 
 
@@ -58,6 +59,8 @@ def test_values() -> None:
         (WEB | {"networks": ["host"], "publish": "0.0.0.0"}, "docker.publish", "nothing is published"),
         (WEB | {"engine": "tcp://10.0.0.5:2375"}, "docker.engine", "root"),
         (WEB | {"engine": "http://10.0.0.5"}, "docker.engine", "unix://"),
+        (WEB | {"engine": "ssh://web1"}, "docker.engine", "user is needed"),
+        (WEB | {"engine": "ssh://deploy@web1:99999/run/docker.sock"}, "docker.engine", "65535"),
         (WEB | {"tls_ca": "/x"}, "docker.tls_ca", "belong together"),
         (WEB | {"port_range": "8000-9000"}, "upstreams.0.dial", "docker.port_range"),
         (WEB | {"port_range": "9-1"}, "docker.port_range", "not a range"),
@@ -103,27 +106,45 @@ def test_files_of_variables(tmp_path: Path) -> None:
     ("url", "parts"),
     [
         ("ssh://deploy@web1", ("deploy@web1", "/var/run/docker.sock")),
-        ("ssh://web1:22/run/podman.sock", ("web1:22", "/run/podman.sock")),
+        ("ssh://deploy@web1:22/run/podman.sock", ("deploy@web1:22", "/run/podman.sock")),
     ],
 )
 def test_an_engine_over_ssh(url: str, parts: tuple[str, str]) -> None:
     assert split(url) == parts
 
 
-async def test_a_forwarded_socket_is_made_once_and_anew_when_it_is_lost(tmp_path: Path) -> None:
+async def test_a_host_that_was_lost_is_reached_again_before_its_engine_is_asked(tmp_path: Path) -> None:
     asked: list[tuple[str, str]] = []
+    away = False
 
     async def forward(host: str, remote: str) -> Path:
         asked.append((host, remote))
+        if away:
+            raise HostUnreachableError("no route to web1")
         return tmp_path / "local.sock"
 
+    url = "ssh://deploy@web1"
     engines = Engines(forward=forward)
-    first = await engines.client("ssh://web1")
-    assert await engines.client("ssh://web1") is first
+    first = await engines.client(url)
+    assert await engines.client(url) is first
     assert first.docker_host == "unix://localhost"
-    engines.lost("ssh://web1")
-    assert await engines.client("ssh://web1") is not first
-    assert asked == [("web1", "/var/run/docker.sock")] * 2
+    engines.lost(url)
+    away = True
+    for _ in range(3):
+        with pytest.raises(UnreachableError, match="no route to web1"):
+            await Engine(engines, url).listing()
+    away = False
+    assert await engines.client(url) is first, "however often it is lost, there is one client, and one to be closed"
+    assert await engines.client(url) is first
+    assert asked == [("deploy@web1", "/var/run/docker.sock")] * 5
     await engines.aclose()
     with pytest.raises(TrafficdError, match="ssh"):
-        await Engines().client("ssh://web1")
+        await Engines().client(url)
+
+
+async def test_a_host_that_refuses_is_not_asked_again() -> None:
+    async def forward(host: str, remote: str) -> Path:
+        raise HostRefusedError("another key")
+
+    with pytest.raises(HostRefusedError, match="another key"):
+        await Engine(Engines(forward=forward), "ssh://deploy@web1").listing()

@@ -3,131 +3,83 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
+import pytest_asyncio
+import trustme
 
+from proxy.proof import free_port
 from tests.docker.engine import Counting, Dockerd, needs_docker
 from tests.docker.registry import Registry
+from tests.docker.stage import DockerStage, program
 from tests.system.conftest import QUICK
 from tests.system.load import load
 from tests.system.test_deploy import deploy, service, versions
-from tests.system.test_faults import begin, ended
 from trafficd.client import Json
-from trafficd.demo.stage import Stage
 
-pytestmark = [needs_docker, pytest.mark.slow, pytest.mark.containers, pytest.mark.timeout(300)]
+pytestmark = [needs_docker, pytest.mark.slow, pytest.mark.timeout(240)]
 
-ROOT = Path(__file__).parents[2]
-# The sample app, run with this machine's own Python, which is mounted into the container.
-APP = """#!/bin/sh
-export PYTHONPATH={root} PYTHONDONTWRITEBYTECODE=1
-echo {version} begins at $PORT
-exec {python} -m trafficd.demo.app $PORT {version} {options}
-"""
 CRASHES = "#!/bin/sh\necho begins\necho no such table: users >&2\nexit 70\n"
-PORTS = 15_000 + 100 * (os.getpid() % 40)  # of this process alone: others test beside it; and none of `free_port`
-OPTIONS = {
-    "v1": "",
-    "v2": "--warm-up 1",
-    "sick": "--warm-up 999",
-    "fades": "--healthy-for 4",
-}
+OPTIONS = {"v1": "", "v2": "--warm-up 1", "sick": "--needs 127.0.0.1:1", "fades": "--healthy-for 4"}
+BOTH_ORDERS = pytest.mark.parametrize("order", ["stop_first", "start_first"])
 
 
-def program(version: str) -> str:
-    options = OPTIONS.get(version, "")
-    return APP.format(root=ROOT, python=sys.executable, version=version, options=options)
+@dataclass
+class Pair:
+    """Two Engines; the second can also be reached at `tcp`, by who has the certificates in `docker`."""
+
+    both: list[Dockerd]
+    tcp: str
+    docker: str  # lines for [services.web.docker]
 
 
-def mounts() -> list[str]:
-    places = {"/usr", "/lib", "/lib64", sys.base_prefix, str(Path(sys.prefix).resolve()), str(ROOT)}
-    if (venv := Path(sys.prefix)).is_symlink():
-        places.add(str(venv.resolve()))
-    return [f"{place}:{place}:ro" for place in sorted(places) if Path(place).exists()]
-
-
-class DockerStage(Stage):
-    """Upstream a on the first Engine, b on the second; what runs at first was started by hand, and is taken over."""
-
-    engines: list[str]
-    dockerds: list[Dockerd]
-    environment: dict[str, str]
-
-    def toml(self) -> str:
-        text = super().toml()
-        for index, engine in enumerate(self.engines):
-            name = self.upstream_id(index)
-            text = text.replace(f'id = "{name}"\n', f'id = "{name}"\nengine = "{engine}"\n')
-        return text
-
-    def start_instances(self) -> None:
-        self.app_directory.mkdir(exist_ok=True)
-
-    async def start_containers(self) -> None:
-        for index, dockerd in enumerate(self.dockerds):
-            body = {
-                "Image": "shop/web:v1",
-                "Env": [f"PORT={self.ports[index]}", "SECRET=s3"],
-                "Labels": {"com.docker.compose.project": "shop"},
-                "HostConfig": {"NetworkMode": "host", "Binds": mounts()},
-            }
-            made = await dockerd.call("POST", f"/containers/create?name=web-{self.upstream_id(index)}", body)
-            await dockerd.call("POST", f"/containers/{made['Id']}/start")
-
-    async def standing(self) -> dict[str, list[str]]:
-        """The versions that run on each host: one each, or something was left behind."""
-        found = {}
-        for index, dockerd in enumerate(self.dockerds):
-            containers = await dockerd.containers()
-            found[self.upstream_id(index)] = [
-                one["Labels"].get("trafficd.version", one["Names"][0])
-                for one in containers
-                if one["State"] not in ("exited",)
-            ]
-        return found
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
+    directory = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(directory / "ca.pem"))
+    for name in ("127.0.0.1", "trafficd"):
+        leaf = authority.issue_cert(name)
+        leaf.private_key_pem.write_to_path(str(directory / f"{name}.key"))
+        leaf.cert_chain_pems[0].write_to_path(str(directory / f"{name}.pem"))
+    tcp = f"tcp://127.0.0.1:{free_port()}"
+    secured = ["--tlsverify", f"--tlscacert={directory}/ca.pem"]
+    secured += [f"--tlscert={directory}/127.0.0.1.pem", f"--tlskey={directory}/127.0.0.1.key"]
+    files = {"tls_ca": "ca.pem", "tls_cert": "trafficd.pem", "tls_key": "trafficd.key"}
+    docker = "\n".join(f'{key} = "{directory}/{file}"' for key, file in files.items())
+    both = [Dockerd(None, "--live-restore"), Dockerd(None, "--live-restore", "-H", tcp, *secured)]
+    try:
+        for dockerd in both:
+            await dockerd.start()
+            for version, options in OPTIONS.items():
+                await dockerd.image(f"shop/web:{version}", program(version, options))
+            await dockerd.image("shop/web:crashes", CRASHES)
+        yield Pair(both, tcp, docker)
+    finally:
+        for dockerd in both:
+            await dockerd.aclose()
 
 
 Raise = Callable[..., Awaitable[DockerStage]]
 
 
 @pytest.fixture
-async def dockerds() -> AsyncIterator[list[Dockerd]]:
-    both = [Dockerd(None, "--live-restore"), Dockerd(None, "--live-restore")]
-    try:
-        for dockerd in both:
-            await dockerd.start()
-            for version in ("v1", "v2", "sick", "fades"):
-                await dockerd.image(f"shop/web:{version}", program(version))
-            await dockerd.image("shop/web:crashes", CRASHES)
-        yield both
-    finally:
-        for dockerd in both:
-            await dockerd.aclose()
-
-
-@pytest.fixture
-async def raise_stage(dockerds: list[Dockerd]) -> AsyncIterator[Raise]:
+async def raise_stage(pair: Pair) -> AsyncIterator[Raise]:
     stages: list[DockerStage] = []
 
-    async def start(engines: list[str] | None = None, docker: str = "", settings: str = QUICK) -> DockerStage:
-        stage = DockerStage(
-            instances=2,
-            swap='driver = "docker"\n[services.web.docker]\n'
-            + (docker or 'image = "shop/web:{version}"\npull = "missing"\n')
-            + 'take_over = "web-{upstream}"\nenvironment = {PORT = "{port}"}\n'
-            + f'port_range = "{PORTS}-{PORTS + 99}"\n',
-            settings=settings,
-        )
+    async def start(engines: Sequence[str] = (), **more: Any) -> DockerStage:
+        stage = DockerStage(dockerds=pair.both, engines=list(engines), settings=QUICK, **more)
         stages.append(stage)
-        stage.dockerds, stage.engines = dockerds, engines or [one.url for one in dockerds]
-        await stage.start_containers()
-        stage.start_daemon()
-        await stage.wait_ready()
+        await stage.start()
         return stage
 
     yield start
@@ -135,16 +87,17 @@ async def raise_stage(dockerds: list[Dockerd]) -> AsyncIterator[Raise]:
         await stage.aclose()
 
 
-@pytest.mark.parametrize("order", ["stop_first", "start_first"])
-async def test_two_hosts_are_deployed_and_nothing_is_lost(raise_stage: Raise, order: str) -> None:
-    stage = await raise_stage()
+async def test_two_hosts_are_deployed_and_nothing_is_lost(raise_stage: Raise, pair: Pair) -> None:
+    """The second one over TCP with TLS."""
+    stage = await raise_stage([pair.both[0].url, pair.tcp], docker=pair.docker)
     async with load(stage.url, sockets=2) as result:
-        rollout = await deploy(stage, "v2", order=order)
-    assert rollout["state"] == "succeeded", rollout
+        for version, order in (("v2", "stop_first"), ("v1", "start_first")):
+            rollout = await deploy(stage, version, order=order)
+            assert rollout["state"] == "succeeded", (rollout["reason"], stage.daemon_log())
+            assert versions(stage) == dict.fromkeys("ab", version)
+            assert await stage.standing() == {"a": [version], "b": [version]}
     assert not result.troubles()
     assert result.sent > 300
-    assert versions(stage) == dict.fromkeys("ab", "v2")
-    assert await stage.standing() == {"a": ["v2"], "b": ["v2"]}
     for dockerd in stage.dockerds:
         (new,) = [one for one in await dockerd.containers() if one["State"] == "running"]
         shown = await dockerd.call("GET", f"/containers/{new['Id']}/json")
@@ -153,103 +106,126 @@ async def test_two_hosts_are_deployed_and_nothing_is_lost(raise_stage: Raise, or
     assert any("sha256:" in step["output"] for step in rollout["steps"] if step["step"] == "prepare")
 
 
-@pytest.mark.parametrize("order", ["stop_first", "start_first"])
-@pytest.mark.parametrize(
-    ("version", "state", "reason"),
-    [
-        ("sick", "reverted", "sick begins at"),
-        ("fades", "reverted", "fades begins at"),
-        ("v99", "failed", "shop/web:v99"),
-        ("crashes", "reverted", "no such table: users"),
-    ],
-)
-async def test_a_bad_version_is_taken_back_with_what_its_container_said(
-    raise_stage: Raise, version: str, state: str, reason: str, order: str
-) -> None:
-    stage = await raise_stage(settings=QUICK.replace("300ms", "4500ms").replace("8s", "14s"))
+BAD: dict[str, tuple[str, str, dict[str, str]]] = {
+    "v99": ("failed", "shop/web:v99", {}),
+    "crashes": ("reverted", "no such table: users", {}),
+    "sick": ("reverted", "sick begins at", {}),
+    "fades": ("reverted", "fades begins at", {"min_healthy_time": "4500ms", "healthy_deadline": "10s"}),
+}
+
+
+@BOTH_ORDERS
+async def test_a_bad_version_is_taken_back_with_what_its_container_said(raise_stage: Raise, order: str) -> None:
+    stage = await raise_stage()
     before = [one["Id"] for dockerd in stage.dockerds for one in await dockerd.containers()]
-    async with load(stage.url) as result:
-        rollout = await deploy(stage, version, order=order)
-    assert (rollout["state"], result.troubles()) == (state, {}), rollout["reason"]
-    assert reason in rollout["reason"], rollout["reason"]
-    assert versions(stage) == dict.fromkeys("ab", "v1")
-    assert all(one["ready"] for one in service(stage)["upstreams"])
-    after = [one["Id"] for dockerd in stage.dockerds for one in await dockerd.containers()]
-    assert after == before, "the very containers of before, and none beside them"
+    async with load(stage.url, gets=4, posts=4) as result:
+        for version, (state, reason, overrides) in BAD.items():
+            rollout = await deploy(stage, version, order=order, **overrides)
+            assert (rollout["state"], result.troubles()) == (state, {}), (version, rollout["reason"])
+            assert reason in rollout["reason"], rollout["reason"]
+            assert versions(stage) == dict.fromkeys("ab", "v1")
+            assert all(one["ready"] for one in service(stage)["upstreams"])
+            after = [one["Id"] for dockerd in stage.dockerds for one in await dockerd.containers()]
+            assert after == before, f"{version}: the very containers of before, and none beside them"
+    assert not result.troubles()
 
 
-@pytest.mark.parametrize("order", ["stop_first", "start_first"])
-@pytest.mark.parametrize("number", [1, 2, 3])
-@pytest.mark.parametrize("moment", ["on_call", "on_answer"])
-async def test_killed_at_a_call_of_the_engine_the_deploy_goes_on(
-    raise_stage: Raise, dockerds: list[Dockerd], order: str, number: int, moment: str
-) -> None:
-    counting = Counting(dockerds[0])
-    await counting.start()
-    stage = await raise_stage([counting.url, dockerds[1].url])
-    killed: list[str] = []
+class Kill:
+    """Kills the daemon once, at the n-th change from now on that it asks an Engine for: before the Engine hears of it
+    (`on_call`), or before the daemon hears what came of it (`on_answer`)."""
 
-    def kill(n: int, line: str) -> bool:
-        if n == number and not killed:
+    def __init__(self, stage: DockerStage, counting: Counting, moment: str, number: int) -> None:
+        self.at: str | None = None
+        target = len(counting.calls) + number
+
+        def kill(n: int, line: str) -> bool:
+            if n != target or self.at is not None:
+                return False
             assert stage.daemon is not None
             stage.daemon.kill()
-            killed.append(line)
+            self.at = line
             return True
-        return False
 
-    setattr(counting, moment, kill)
-    async with load(stage.url) as result:
-        begin_ = begin(stage, "v2") if order == "stop_first" else _begin_beside(stage)
-        stage_daemon = stage.daemon
-        assert stage_daemon is not None
-        await asyncio.to_thread(stage_daemon.wait, 60)
-        stage.start_daemon()
-        await stage.wait_socket()
-        view = await ended(stage, begin_)
-    assert killed
-    assert view["state"] == "succeeded", view["reason"]
-    assert not result.troubles(), (stage.directory / "daemon.log").read_text()
-    assert await stage.standing() == {"a": ["v2"], "b": ["v2"]}
-    await counting.aclose()
+        setattr(counting, moment, kill)
 
 
-def _begin_beside(stage: Stage) -> str:
-    client = stage.client()
-    try:
-        body: Json = {"version": "v2", "order": "start_first"}
-        return str(client.call("POST", "/v1/services/web/rollouts", body)["id"])
-    finally:
-        client.close()
+async def deploy_whatever_happens(stage: DockerStage, version: str, order: str) -> Json:
+    """A rollout to its end; the daemon is started again whenever it is gone."""
+    async with (
+        asyncio.timeout(60),
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(stage.socket))) as session,
+    ):
+        body = {"version": version, "order": order}
+        async with session.post("http://trafficd/v1/services/web/rollouts", json=body) as answer:
+            assert answer.status == 201, await answer.text()
+            begun = (await answer.json())["id"]
+        while True:
+            assert stage.daemon is not None
+            if stage.daemon.poll() is not None:
+                stage.start_daemon()
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                async with session.get(f"http://trafficd/v1/rollouts/{begun}") as answer:
+                    view: Json = await answer.json()
+                    if view["ended_at"] is not None:
+                        return view
+            await asyncio.sleep(0.05)
 
 
-async def test_an_engine_that_is_restarted_in_mid_deploy_is_waited_for(
-    raise_stage: Raise, dockerds: list[Dockerd]
+@BOTH_ORDERS
+async def test_killed_between_any_two_calls_of_the_engines_the_deploy_goes_on(
+    raise_stage: Raise, pair: Pair, order: str
 ) -> None:
+    """Killed twice in each deploy, one call later in the next one, until a deploy has no such call: at a's n-th before
+    it is made, and at b's n-th after it was made. With `keep = 1` that is the removal of the oldest, too."""
+    async with Counting(pair.both[0]) as a, Counting(pair.both[1]) as b:
+        stage = await raise_stage([a.url, b.url], docker="keep = 1")
+        killed: list[str] = []
+        async with load(stage.url, gets=4, posts=4) as result:
+            for number in itertools.count(1):
+                version = f"k{number}"
+                for dockerd in pair.both:
+                    await dockerd.call("POST", f"/images/shop/web:v1/tag?repo=shop/web&tag={version}")
+                kills = [Kill(stage, a, "on_call", number), Kill(stage, b, "on_answer", number)]
+                view = await deploy_whatever_happens(stage, version, order)
+                log = (stage.directory / "daemon.log").read_text()
+                assert view["state"] == "succeeded", (view["reason"], log)
+                assert not result.troubles(), (version, [kill.at for kill in kills], log)
+                assert await stage.standing() == {"a": [version], "b": [version]}
+                for dockerd in pair.both:
+                    assert len(await dockerd.containers()) == 2, "the one that runs, the one before, and no orphan"
+                shown = service(stage)
+                assert stage.listening(shown) == {one["dial"] for one in shown["upstreams"]}, "no port is left taken"
+                killed += [kill.at for kill in kills if kill.at is not None]
+                if not any(kill.at for kill in kills):
+                    break
+        for call in ("/create", "/start", "/stop", "DELETE /v", "/images/"):
+            assert sum(call in line for line in killed) >= 2, (call, killed)
+
+
+async def test_an_engine_that_is_restarted_in_mid_deploy_is_waited_for(raise_stage: Raise, pair: Pair) -> None:
     """Its containers live on (live-restore); what was asked of it is found again, or asked again."""
-    counting = Counting(dockerds[1])
-    await counting.start()
-    stage = await raise_stage([dockerds[0].url, counting.url])
-    restarts: list[asyncio.Task[None]] = []
+    async with Counting(pair.both[1]) as counting:
+        stage = await raise_stage([pair.both[0].url, counting.url])
+        restarts: list[asyncio.Task[None]] = []
 
-    async def restart() -> None:
-        await dockerds[1].stop(signal.SIGKILL)
-        await asyncio.sleep(1)
-        await dockerds[1].start()
+        async def restart() -> None:
+            await pair.both[1].stop(signal.SIGKILL)
+            await asyncio.sleep(1)
+            await pair.both[1].start()
 
-    def cut(n: int, line: str) -> bool:
-        if "/start" in line and not restarts:
-            restarts.append(asyncio.create_task(restart()))
-        return bool(restarts) and not restarts[0].done()
+        def cut(n: int, line: str) -> bool:
+            if "/start" in line and not restarts:
+                restarts.append(asyncio.create_task(restart()))
+            return bool(restarts) and not restarts[0].done()
 
-    counting.on_answer = cut
-    async with load(stage.url) as result:
-        rollout = await deploy(stage, "v2")
-    assert restarts
-    await restarts[0]
-    assert rollout["state"] == "succeeded", rollout
-    assert not result.troubles()
-    assert await stage.standing() == {"a": ["v2"], "b": ["v2"]}
-    await counting.aclose()
+        counting.on_answer = cut
+        async with load(stage.url) as result:
+            rollout = await deploy(stage, "v2")
+        assert restarts
+        await restarts[0]
+        assert rollout["state"] == "succeeded", (rollout["reason"], stage.daemon_log())
+        assert not result.troubles()
+        assert await stage.standing() == {"a": ["v2"], "b": ["v2"]}
 
 
 async def test_a_rollback_needs_no_registry(
@@ -260,11 +236,10 @@ async def test_a_rollback_needs_no_registry(
     await registry.start()
     registry.write_credentials(tmp_path)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    image = f'image = "{registry.address}/shop/web:{{version}}"\npull = "always"\n'
-    stage = await raise_stage(docker=image)
+    stage = await raise_stage(image=f"{registry.address}/shop/web:{{version}}", pull="always")
     for version in ("v2", "v3"):
         rollout = await deploy(stage, version)
-        assert rollout["state"] == "succeeded", rollout
+        assert rollout["state"] == "succeeded", (rollout["reason"], stage.daemon_log())
         prepared = [step["output"] for step in rollout["steps"] if step["step"] == "prepare"]
         assert len(prepared) == 2
         assert all(digest[version] in output for output in prepared)
@@ -274,7 +249,7 @@ async def test_a_rollback_needs_no_registry(
     await registry.aclose()
     async with load(stage.url) as result:
         rollout = await deploy(stage, "v2")
-    assert rollout["state"] == "succeeded", rollout
+    assert rollout["state"] == "succeeded", (rollout["reason"], stage.daemon_log())
     assert not result.troubles()
     assert versions(stage) == dict.fromkeys("ab", "v2")
     assert set(os.listdir(tmp_path)) == {"config.json"}

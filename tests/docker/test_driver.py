@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -56,14 +57,14 @@ class Shop:
     async def answers(self, dial: str) -> str | None:
         """The version that answers at an address."""
         host, _, port = dial.rpartition(":")
-        try:
+        with contextlib.suppress(OSError):
             reader, writer = await asyncio.open_connection(host, int(port))
-        except OSError:
-            return None
-        writer.write(b"GET / HTTP/1.0\r\n\r\n")
-        body = (await reader.read()).decode().rpartition("\r\n")[2].strip()
-        writer.close()
-        return body
+            try:
+                writer.write(b"GET / HTTP/1.0\r\n\r\n")
+                return (await reader.read()).decode().rpartition("\r\n")[2].strip()
+            finally:
+                writer.close()
+        return None
 
     async def until_answers(self, dial: str, version: str) -> None:
         async with asyncio.timeout(10):
@@ -85,18 +86,16 @@ Open = Callable[..., Shop]
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def shop(dockerd: Dockerd) -> AsyncIterator[Open]:
-    counting = Counting(dockerd)
-    await counting.start()
     opened: list[Shop] = []
+    async with Counting(dockerd) as counting:
 
-    def make(**settings: Any) -> Shop:
-        opened.append(Shop(dockerd, counting, **settings))
-        return opened[-1]
+        def make(**settings: Any) -> Shop:
+            opened.append(Shop(dockerd, counting, **settings))
+            return opened[-1]
 
-    yield make
-    for engines in (engines for one in opened for engines in one.all_engines):
-        await engines.aclose()
-    await counting.aclose()
+        yield make
+        for engines in (engines for one in opened for engines in one.all_engines):
+            await engines.aclose()
 
 
 async def test_in_place_and_back_in_the_container_of_before(shop: Open) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.docker.engine import Dockerd, Json, needs_docker
-from tests.docker.test_deploy import ROOT, mounts
+from tests.docker.stage import ROOT, mounts
 from tests.ssh.sshd import NEEDS_SSHD, Sshd
 from tests.system.load import load
 from tests.system.strangers import StrangersCaddy, listened_at

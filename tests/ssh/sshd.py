@@ -25,10 +25,12 @@ NEEDS_SSHD = pytest.mark.skipif(SSHD is None, reason="needs sshd (package openss
 
 @dataclass
 class Sshd:
-    """Everything in `directory`; commands find it as their home."""
+    """Everything in `directory`; commands find it as their home. `within`: the network namespace that it is in."""
 
     directory: Path
     port: int = field(default_factory=free_port)
+    address: str = "127.0.0.1"
+    within: str | None = None
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
@@ -44,7 +46,7 @@ class Sshd:
 
     @property
     def host(self) -> Host:
-        return Host(getpass.getuser(), "127.0.0.1", self.port)
+        return Host(getpass.getuser(), self.address, self.port)
 
     @property
     def settings(self) -> Settings:
@@ -60,7 +62,7 @@ class Sshd:
         key = asyncssh.generate_private_key(algorithm)
         key.write_private_key(str(self.directory / "host_key"))
         (self.directory / "host_key").chmod(0o600)
-        return f"[127.0.0.1]:{self.port} ".encode() + key.export_public_key()
+        return f"{self.host.known_as} ".encode() + key.export_public_key()
 
     def configure(self, *lines: str) -> Path:
         """Its configuration, with more lines before the others (sshd takes the first that it finds)."""
@@ -69,7 +71,7 @@ class Sshd:
             "\n".join(
                 [
                     *lines,
-                    f"ListenAddress 127.0.0.1:{self.port}",
+                    f"ListenAddress {self.address}:{self.port}",
                     f"HostKey {self.directory}/host_key",
                     f"AuthorizedKeysFile {self.directory}/authorized_keys",
                     f"PidFile {self.directory}/sshd.pid",
@@ -91,8 +93,9 @@ class Sshd:
         assert SSHD is not None
         said = self.directory / "sshd.log"
         before = said.stat().st_size if said.exists() else 0
+        prefix = [] if self.within is None else ["nsenter", f"--net=/run/netns/{self.within}"]
         with said.open("ab") as log:
-            self.process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stderr=log)
+            self.process = subprocess.Popen([*prefix, SSHD, "-D", "-e", "-f", str(config)], stderr=log)
         deadline = time.monotonic() + 10
         # Not by knocking: what an earlier one has just forked may still answer for it.
         while b"Server listening on" not in said.read_bytes()[before:]:

@@ -31,20 +31,20 @@ class FakePool:
     broken: str = ""  # why no shift can be written
     uncounted: str = ""  # why counting raises
     stalled: asyncio.Event | None = None  # counting waits for it
-    frozen: asyncio.Event | None = None  # shifting waits for it
+    frozen: asyncio.Event | None = None  # a change waits for it
     table: Table | None = None
     pins: dict[str, dict[str, int]] = field(default_factory=dict)  # of the last shift
 
     async def shift(self, weights: Mapping[str, int], pins: Mapping[str, Mapping[str, int]] | None = None) -> bool:
         await asyncio.sleep(0)
-        if self.frozen is not None:
-            await self.frozen.wait()
         if self.broken:
             raise OSError(self.broken)
         wanted = table.build(weights, self.slots, self.table)
         pinned = {name: dict(given) for name, given in (pins or {}).items()}
         if wanted == self.table and pinned == self.pins:
             return False
+        if self.frozen is not None:
+            await self.frozen.wait()
         self.table, self.pins = wanted, pinned
         self.shifts.append(dict(self.shares()))
         return True

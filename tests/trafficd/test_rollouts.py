@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from proxy.model import InFlight
 from tests.trafficd.conftest import Begin
 from tests.trafficd.home import A, Answer, B, C, Home, section
 from trafficd.core import events as ev
@@ -322,6 +323,26 @@ async def test_an_engine_that_is_woken_as_it_is_stopped_ends(home: Home) -> None
     await asyncio.sleep(0)
     async with asyncio.timeout(2.0):
         await home.engine.stop()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["a slow disk", "a restart"])
+async def test_what_is_open_when_traffic_leaves_late_is_waited_for_all_the_same(home: Home, again: bool) -> None:
+    """The drain was journalled longer ago than its time-out, and nothing was moved yet."""
+    home.pool.frozen = asyncio.Event()
+    rollout = await home.deploy("v2", drain_timeout="1s")
+    await home.until(lambda: (live := home.engine.state.live) and live.running_steps())
+    await asyncio.sleep(1.1)
+    home.pool.open[A] = InFlight(5, 0)
+    frozen, home.pool.frozen = home.pool.frozen, None
+    if again:
+        await home.restart()
+    frozen.set()
+    await asyncio.sleep(0.1)
+    assert not home.driver.swaps, "requests are open there"
+    home.pool.open[A] = InFlight(0, 0)
+    assert (await home.ended(rollout))["state"] == "succeeded"
+    cut = [event["data"]["cut"] for event in await home.journalled("step_ended") if event["data"]["step"] == "drain"]
+    assert cut == [{"requests": 0, "streams": 0}] * 3
 
 
 # -- the caller replaces -----------------------------------------------------------------------------------

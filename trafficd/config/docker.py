@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from trafficd.config.faults import Clash, Section, get, items
 from trafficd.config.values import Argv, File, Positive, Seconds
+from trafficd.ssh.host import parse_host
 
 DEFAULT_ENGINE = "unix:///var/run/docker.sock"
 _LABEL = "trafficd."
@@ -18,10 +19,12 @@ _HOST = r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)"
 
 
 def parse_engine(text: str) -> str:
-    """Where an Engine is asked."""
+    """Where an Engine is asked. Raises ValueError, in words."""
     unix = re.fullmatch(r"unix://(/[^\s?#]+)", text)
     tcp = re.fullmatch(rf"tcp://{_HOST}:\d{{1,5}}", text, re.ASCII)
-    ssh = re.fullmatch(rf"ssh://([A-Za-z0-9._-]+@)?{_HOST}(:\d{{1,5}})?(/[^\s?#]+)?", text, re.ASCII)
+    ssh = re.fullmatch(r"(ssh://[^/]*)(/[^\s?#]+)?", text)
+    if ssh:
+        parse_host(ssh[1])
     if not (unix or tcp or ssh):
         raise ValueError(
             f'{text[:80]!r} is not an Engine like "unix:///var/run/docker.sock", "tcp://10.0.0.5:2376" or '

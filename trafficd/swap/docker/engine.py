@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from trafficd.errors import TrafficdError
+from trafficd.errors import HostRefusedError, HostUnreachableError, TrafficdError
 from trafficd.swap.docker import definition as words
 from trafficd.swap.docker.credentials import credentials, full_name
 from trafficd.swap.docker.definition import Definition, Json
@@ -62,7 +62,9 @@ class Engine:
                 self._engines.lost(self.url)
                 raise UnreachableError(f"{self.url}: {what}: {error.message}") from error
             raise EngineError(f"{what}: {error.message} ({self.url})", error.status) from error
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except HostRefusedError:
+            raise  # whoever asks again is refused again
+        except (aiohttp.ClientError, HostUnreachableError, OSError, TimeoutError) as error:
             self._engines.lost(self.url)
             raise UnreachableError(f"{self.url}: {what}: {error or type(error).__name__}") from error
 

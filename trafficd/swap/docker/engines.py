@@ -49,7 +49,7 @@ class Engines:
         self._certificates = certificates
         self._forward = forward
         self._clients: dict[str, aiodocker.Docker] = {}
-        self._lost: list[aiodocker.Docker] = []
+        self._lost: set[str] = set()
         self._locks: dict[str, asyncio.Lock] = {}
 
     @property
@@ -63,6 +63,9 @@ class Engines:
 
     async def client(self, url: str) -> aiodocker.Docker:
         """The client of an Engine. Raises `TrafficdError`."""
+        if url in self._lost:  # its socket here is still the same one; but whether it leads anywhere, and why not
+            await self._forwarded(url)
+            self._lost.discard(url)
         if url not in self._clients:
             made = await self._connect(url)
             if url in self._clients:  # somebody else was faster
@@ -72,15 +75,14 @@ class Engines:
         return self._clients[url]
 
     def lost(self, url: str) -> None:
-        """An Engine gave no answer. A forwarded socket is made anew, the others lead where they always led."""
+        """An Engine gave no answer. Before one that is forwarded is asked again, its host is reached again."""
         if url.startswith("ssh://") and url in self._clients:
-            self._lost.append(self._clients.pop(url))  # other calls may still be at it
+            self._lost.add(url)
 
     async def aclose(self) -> None:
-        for client in [*self._clients.values(), *self._lost]:
+        for client in self._clients.values():
             await client.close()
         self._clients.clear()
-        self._lost.clear()
 
     async def _connect(self, url: str) -> aiodocker.Docker:
         import aiodocker

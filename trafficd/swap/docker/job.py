@@ -39,6 +39,7 @@ log = logging.getLogger("trafficd.docker")
 
 SETTLE = 1.0  # s that a new container has to stay up before the gate looks at it
 _POLL = 0.1
+_HERE = ("unix://", "tcp://127.", "tcp://localhost:", "tcp://[::1]:")  # Engines on this machine
 _TRIES = 5  # ports of the range that may turn out to be taken
 
 
@@ -246,7 +247,7 @@ class Job:
         host = self.swap.previous_dial.rpartition(":")[0]
         taken = survey.taken_ports(await self.engine.listing()) | self._setting.reserved | self._refused
         first, last = self._section.port_range
-        here = self.engine.url.startswith("unix://")
+        here = self.engine.url.startswith(_HERE)
         for port in range(first, last + 1):
             if port not in taken and not (here and _is_listened_at(host, port)):
                 return f"{host}:{port}"
