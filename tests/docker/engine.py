@@ -167,6 +167,35 @@ class Dockerd:
         await self.call("POST", f"/images/create?fromSrc=-&repo={repository}&tag={tag}{changes}", data=archive)
 
 
+class Podman(Dockerd):
+    """Podman's service, whose socket speaks Docker's language too. It has no containerd, and outlives nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        places = ["--root", str(self.directory / "root"), "--runroot", str(self.directory / "run")]
+        # Its default limits are higher than a CI's machine may allow.
+        settings = self.directory / "containers.conf"
+        settings.write_text('[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n')
+        self._argv = [
+            "env",
+            f"CONTAINERS_CONF={settings}",
+            "podman",
+            *places,
+            "--runtime=runc",
+            "--cgroup-manager=cgroupfs",
+            "--events-backend=file",
+        ]
+        self._argv += ["system", "service", "--time", "0", self.url]
+
+    def _begin_containerd(self) -> None:
+        """There is none."""
+
+    async def image(self, name: str, script: str, *, env: str = "") -> None:
+        await super().image(name, script, env=env)
+        repository, _, tag = name.rpartition(":")  # which it does not take with an import
+        await self.call("POST", f"/images/{repository}:latest/tag?repo={repository}&tag={tag}")
+
+
 # Serves its version on $PORT, and stops in good order.
 SERVES = """#!/bin/sh
 mkdir -p /tmp/www; echo {version} > /tmp/www/index.html

@@ -216,8 +216,11 @@ async def test_a_cancelled_swap_leaves_no_orphan_and_the_old_one_comes_back(shop
             assert await web.made() == {"v1": "running"}
 
 
-@pytest.mark.parametrize("order", ["in place", "spare", "free port"])
-@pytest.mark.parametrize("then", ["resumed", "reverted"])
+@pytest.mark.parametrize(
+    ("order", "then"),
+    # Resumed in place and at a free port: `test_deploy` has them, with a whole daemon.
+    [("spare", "resumed"), ("in place", "reverted"), ("spare", "reverted"), ("free port", "reverted")],
+)
 async def test_killed_at_any_call_it_is_finished_or_undone(shop: Open, order: str, then: str) -> None:
     """Before a call is passed on, and before its answer is: the two sides of every boundary."""
     web = shop()
