@@ -220,7 +220,8 @@ async def test_what_is_cancelled_while_the_engine_is_away_is_undone_when_it_is_b
     """At a port that the driver chose itself: nobody else knows where the new one runs."""
     web = shop()
     assert (await web.run(web.swap("v1", None, "r0"))).ok
-    started, lost = asyncio.Event(), []
+    started = asyncio.Event()
+    lost: list[str] = []
 
     def start(n: int, line: str) -> bool:
         if "/start" in line:
