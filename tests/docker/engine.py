@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-_PROGRAMS = ("dockerd", "containerd", "nsenter")
+_PROGRAMS = ("dockerd", "containerd", "nsenter", "ip")
 AVAILABLE = os.geteuid() == 0 and all(map(shutil.which, _PROGRAMS)) and Path("/bin/busybox").exists()
 needs_docker = pytest.mark.skipif(not AVAILABLE, reason="needs root, dockerd with containerd, and a static busybox")
 
@@ -31,8 +31,8 @@ class Dockerd:
     """One dockerd with its own data root, and a containerd of its own, as the units of distributions have it: so one
     that is killed or restarted leaves its containers alone.
 
-    `bridge` (a subnet) only where containers publish ports. `within`: the network namespace that it is in, with all its
-    containers.
+    `bridge` (an address with its subnet) only where containers publish ports; it is a bridge of its own. `within`: the
+    network namespace that it is in, with all its containers.
     """
 
     def __init__(self, bridge: str | None = None, *more: str, within: str | None = None) -> None:
@@ -41,7 +41,8 @@ class Dockerd:
         self.url = f"unix://{self.socket}"
         self._tasks = self.directory / "c.sock"  # where containerd listens, and which its shims name
         self._prefix = [] if within is None else ["nsenter", f"--net=/run/netns/{within}"]
-        network = ["--bridge=none"] if bridge is None else ["--bip", bridge, "--ip-masq=false"]
+        self._bridge = (f"td{self.directory.name[-8:]}", bridge) if bridge is not None else None
+        network = ["--bridge=none"] if self._bridge is None else ["--bridge", self._bridge[0], "--ip-masq=false"]
         self._argv = [
             *("dockerd", "-H", self.url, "--containerd", str(self._tasks)),
             *("--data-root", str(self.directory / "data"), "--exec-root", str(self.directory / "exec")),
@@ -65,6 +66,7 @@ class Dockerd:
     async def start(self) -> None:
         if self._containerd is None:
             self._begin_containerd()
+            await asyncio.to_thread(self._make_bridge)
         self.process = self._begin(self._argv)
         async with asyncio.timeout(60):
             while True:
@@ -93,6 +95,13 @@ class Dockerd:
             await self.stop()
             await asyncio.to_thread(self._end)
 
+    def _make_bridge(self) -> None:
+        if self._bridge is not None:
+            name, address = self._bridge
+            for words in (("link", "add", name, "type", "bridge"), ("address", "add", address, "dev", name)):
+                subprocess.run([*self._prefix, "ip", *words], check=True)
+            subprocess.run([*self._prefix, "ip", "link", "set", name, "up"], check=True)
+
     def _end(self) -> None:
         if self._containerd is not None:
             self._containerd.terminate()
@@ -103,6 +112,8 @@ class Dockerd:
                 os.kill(pid, signal.SIGKILL)
         for place in self._mounts():
             subprocess.run(["umount", "--lazy", place], check=True)
+        if self._bridge is not None:
+            subprocess.run([*self._prefix, "ip", "link", "del", self._bridge[0]], check=False, capture_output=True)
         shutil.rmtree(self.directory)
 
     def _shims(self) -> list[int]:
@@ -165,6 +176,35 @@ class Dockerd:
         changes = f"&changes={'CMD [%22/bin/sh%22,%22/run.sh%22]'.replace(' ', '%20')}"
         changes += f"&changes=ENV%20{env}" if env else ""
         await self.call("POST", f"/images/create?fromSrc=-&repo={repository}&tag={tag}{changes}", data=archive)
+
+
+class Podman(Dockerd):
+    """Podman's service, whose socket speaks Docker's language too. It has no containerd, and outlives nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        places = ["--root", str(self.directory / "root"), "--runroot", str(self.directory / "run")]
+        # Its default limits are higher than a CI's machine may allow.
+        settings = self.directory / "containers.conf"
+        settings.write_text('[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n')
+        self._argv = [
+            "env",
+            f"CONTAINERS_CONF={settings}",
+            "podman",
+            *places,
+            "--runtime=runc",
+            "--cgroup-manager=cgroupfs",
+            "--events-backend=file",
+        ]
+        self._argv += ["system", "service", "--time", "0", self.url]
+
+    def _begin_containerd(self) -> None:
+        """There is none."""
+
+    async def image(self, name: str, script: str, *, env: str = "") -> None:
+        await super().image(name, script, env=env)
+        repository, _, tag = name.rpartition(":")  # which it does not take with an import
+        await self.call("POST", f"/images/{repository}:latest/tag?repo={repository}&tag={tag}")
 
 
 # Serves its version on $PORT, and stops in good order.

@@ -216,8 +216,38 @@ async def test_a_cancelled_swap_leaves_no_orphan_and_the_old_one_comes_back(shop
             assert await web.made() == {"v1": "running"}
 
 
-@pytest.mark.parametrize("order", ["in place", "spare", "free port"])
-@pytest.mark.parametrize("then", ["resumed", "reverted"])
+async def test_what_is_cancelled_while_the_engine_is_away_is_undone_when_it_is_back(shop: Open) -> None:
+    """At a port that the driver chose itself: nobody else knows where the new one runs."""
+    web = shop()
+    assert (await web.run(web.swap("v1", None, "r0"))).ok
+    started = asyncio.Event()
+    lost: list[str] = []
+
+    def start(n: int, line: str) -> bool:
+        if "/start" in line:
+            started.set()
+        return False
+
+    def away(n: int, line: str) -> bool:
+        if line.startswith("DELETE") and len(lost) < 3:
+            lost.append(line)
+            return True
+        return False
+
+    web.counting.on_answer, web.counting.on_call = start, away
+    running = asyncio.create_task(web.run(web.swap("v2", "v1", dial=None)))
+    await started.wait()
+    running.cancel()
+    await asyncio.wait([running])
+    assert len(lost) == 3
+    assert await web.made() == {"v1": "running"}
+
+
+@pytest.mark.parametrize(
+    ("order", "then"),
+    # Resumed in place and at a free port: `test_deploy` has them, with a whole daemon.
+    [("spare", "resumed"), ("in place", "reverted"), ("spare", "reverted"), ("free port", "reverted")],
+)
 async def test_killed_at_any_call_it_is_finished_or_undone(shop: Open, order: str, then: str) -> None:
     """Before a call is passed on, and before its answer is: the two sides of every boundary."""
     web = shop()

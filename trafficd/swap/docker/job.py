@@ -39,6 +39,7 @@ log = logging.getLogger("trafficd.docker")
 
 SETTLE = 1.0  # s that a new container has to stay up before the gate looks at it
 _POLL = 0.1
+_UNDOING = 15.0  # s that an Engine may give no answer while a swap is undone
 _HERE = ("unix://", "tcp://127.", "tcp://localhost:", "tcp://[::1]:")  # Engines on this machine
 _TRIES = 5  # ports of the range that may turn out to be taken
 
@@ -327,21 +328,31 @@ class Job:
         revert to start again. The Engine goes on with a stop that nobody waits for: that is waited for first."""
         if self.swap.action != "swap" or not (self.begun or self.swap.resumed):
             return
-        try:
-            found = [survey.listed(entry) for entry in await self._listing()]
-            new = survey.of_intent(found, self._intent)
-            await self._stopped(self._stopping or (_in_place_of(new) if new is not None else None))
-            if new is not None:
-                await self._take_away(new, found)
-            elif self._revived is not None:
-                await self._stopped(self._revived.id)
-        except TrafficdError as error:
-            log.error(
-                "%s/%s: what a swap began cannot be undone now, and is left to the next one: %s",
-                self.swap.service,
-                self.swap.upstream,
-                error,
-            )
+        deadline = time.monotonic() + _UNDOING
+        while True:
+            try:
+                await self._undo()
+                return
+            except TrafficdError as error:
+                if isinstance(error, UnreachableError) and time.monotonic() < deadline:
+                    await asyncio.sleep(_POLL)
+                    continue
+                log.error(
+                    "%s/%s: what a swap began cannot be undone now, and is left to the next one: %s",
+                    self.swap.service,
+                    self.swap.upstream,
+                    error,
+                )
+                return
+
+    async def _undo(self) -> None:
+        found = [survey.listed(entry) for entry in await self._listing()]
+        new = survey.of_intent(found, self._intent)
+        await self._stopped(self._stopping or (_in_place_of(new) if new is not None else None))
+        if new is not None:
+            await self._take_away(new, found)
+        elif self._revived is not None:
+            await self._stopped(self._revived.id)
 
     async def _take_away(self, new: Found, found: list[Found]) -> None:
         """Remove what was made; but only stop it where its labels alone tell of a container that was taken over."""
