@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 SECONDS ?= 600
+# The tests start many daemons, each of which would compile all of trafficd anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-all check fuzz bench setup clean lock
 

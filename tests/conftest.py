@@ -24,8 +24,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 @pytest.fixture
 def nothing_ignored() -> Iterator[None]:
-    """A shell that runs the tests in its background has these ignored, and so would all that they start."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGQUIT)}
+    """A shell that runs the tests in its background, or nohup, has these ignored, and so would all that they start."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)}
     for number, handler in kept.items():
         if handler is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)

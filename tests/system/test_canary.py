@@ -40,7 +40,7 @@ async def share(stage: Stage, percent: float) -> None:
 @pytest.mark.parametrize(
     ("mode", "metric"),
     [
-        ("errors", "errors"),
+        pytest.param("errors", "errors", marks=pytest.mark.slow),
         pytest.param("truncate", "errors", marks=pytest.mark.slow),
         pytest.param("hang", "in_flight", marks=pytest.mark.slow),
         pytest.param("slow", "slower", marks=pytest.mark.slow),

@@ -98,6 +98,7 @@ async def test_an_old_instance_that_crashes_in_mid_rollout_loses_its_slots(raise
     client.close()
 
 
+@pytest.mark.slow
 async def test_an_abort_in_mid_rollout_brings_the_old_version_back(raise_stage: Raise) -> None:
     stage = await raise_stage()
     client = stage.client()

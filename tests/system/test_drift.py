@@ -98,6 +98,7 @@ async def test_a_caddy_that_is_killed_in_mid_rollout_serves_again_and_the_rollou
     assert not unexpected(stage, result)
 
 
+@pytest.mark.slow
 async def test_a_hanging_admin_api_is_said_and_traffic_flows_on(raise_stage: Raise) -> None:
     stage = await raise_stage(instances=2, caddy='timeout = "500ms"')
     caddy = CaddyServer(stage.directory / "state" / "caddy", stage.admin_url)

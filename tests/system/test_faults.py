@@ -71,7 +71,7 @@ BOUNDARIES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 19, 27, 28)
     "boundaries",
     [
         pytest.param((1,), marks=pytest.mark.slow),
-        (5,),
+        pytest.param((5,), marks=pytest.mark.slow),
         pytest.param((10,), marks=pytest.mark.slow),
         pytest.param((28,), marks=pytest.mark.slow),
         pytest.param(BOUNDARIES, marks=pytest.mark.slow, id="each life is short"),
@@ -166,6 +166,7 @@ async def test_a_second_daemon_on_the_same_state_refuses_to_start(raise_stage: R
     assert all(one["ready"] for one in service(stage)["upstreams"]), "the first one goes on"
 
 
+@pytest.mark.slow
 async def test_a_daemon_that_finds_its_socket_taken_has_not_touched_caddy(raise_stage: Raise, tmp_path: Path) -> None:
     """Where another daemon listens, it is that one's Caddy too."""
     stage = await raise_stage()

@@ -26,6 +26,7 @@ def with_another_upstream(stage: Stage, dial: str) -> str:
     return stage.toml().replace("[services.web.swap]", addition + "[services.web.swap]")
 
 
+@pytest.mark.slow
 async def test_a_reload_under_load_refuses_nobody_and_takes_the_change_up(raise_stage: Raise) -> None:
     stage = await raise_stage()
     assert stage.daemon is not None

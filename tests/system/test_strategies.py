@@ -53,7 +53,8 @@ async def judged(raise_stage: Raise, directory: Path, **settings: object) -> Asy
     yield await raise_stage(caddy=f'access_log = "{directory}/access.log"', **settings)
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("canary", marks=pytest.mark.slow), "blue_green"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["canary", "blue_green"])
 async def test_a_version_beside_the_old_one_takes_over_and_nothing_is_lost(
     raise_stage: Raise, tmp_path: Path, strategy: str
 ) -> None:

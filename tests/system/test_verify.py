@@ -46,6 +46,7 @@ async def verify(stage: Stage, *arguments: str) -> tuple[Result, Json]:
     return result, found
 
 
+@pytest.mark.slow
 async def test_nothing_is_lost_by_a_good_rollout_nor_by_drain_and_ready(raise_stage: Raise, tmp_path: Path) -> None:
     stage = await raise_stage(instances=2, settings=FAST + VERIFY)
     result, found = await verify(stage, "v2", "--html", str(tmp_path / "page.html"))
