@@ -25,7 +25,7 @@ def said(
 
 def begun() -> Course:
     course = Course("r1", "web", BEGAN)
-    course.anew(BEGAN)
+    course.anew(BEGAN, BEGAN)
     course.enter(0, 5.0, BEGAN)
     return course
 
@@ -73,7 +73,7 @@ def test_a_restart_in_a_stage_adds_to_its_counts_and_marks_the_gap() -> None:
     course.enter(1, 25.0, BEGAN + 6)
     course.see(BEGAN + 9, said((80, 2), (600, 5)), None)
     course = again(course, 30)
-    course.anew(BEGAN + 30)
+    course.anew(BEGAN + 30, BEGAN + 30)
     assert not course.enter(1, 25.0, BEGAN + 6)
     course.see(BEGAN + 31, said((10, 1), (20, 0)), None)
     course.enter(2, 100.0, BEGAN + 40)
@@ -87,10 +87,21 @@ def test_a_restart_in_a_stage_adds_to_its_counts_and_marks_the_gap() -> None:
     assert (gap.since - BEGAN, gap.until - BEGAN, gap.why) == (9, 30, RESTARTED)
 
 
+def test_a_judge_that_counts_the_stage_from_its_begin_takes_the_place_of_the_one_before() -> None:
+    course = begun()
+    course.see(BEGAN + 5, said((50, 2), (500, 5)), None)
+    course.enter(1, 25.0, BEGAN + 6)
+    course.see(BEGAN + 9, said((80, 2), (600, 5)), None)
+    course = again(course, 30)
+    course.anew(BEGAN + 30, BEGAN + 6)
+    course.see(BEGAN + 31, said((45, 1), (130, 0)), None)
+    assert counts(course) == [(Counts(50, 2), Counts(500, 5)), (Counts(45, 1), Counts(130, 0))]
+
+
 def test_another_judge_in_the_same_life_is_marked_too() -> None:
     course = begun()
     course.see(BEGAN + 5, said((50, 2), (500, 5)), None)
-    course.anew(BEGAN + 8)
+    course.anew(BEGAN + 8, BEGAN + 8)
     course.see(BEGAN + 9, said((5, 0), (50, 0)), None)
     assert counts(course) == [(Counts(55, 2), Counts(550, 5))]
     assert [gap.why for gap in course.record.gaps] == [ANEW]
@@ -100,7 +111,7 @@ def test_a_fail_stays_whatever_a_judge_says_after_a_restart() -> None:
     course = begun()
     course.see(BEGAN + 5, said((50, 20), (500, 5), 300.0, Verdict.FAIL), None)
     course = again(course, 10)
-    course.anew(BEGAN + 10)
+    course.anew(BEGAN + 10, BEGAN + 10)
     course.see(BEGAN + 11, said((5, 0), (50, 0)), None)
     assert (course.record.verdict, course.record.why) == (Verdict.FAIL, "because of 20")
     assert course.record.failure == Failure(BEGAN + 5, "because of 20")
@@ -116,7 +127,7 @@ def test_the_worst_route_is_the_worst_of_all_judges() -> None:
     assert course.record.worst == better, "of one judge the newest, who knows all that the one before did"
     for _ in range(2):
         course = again(course, 5)
-        course.anew(BEGAN + 5)
+        course.anew(BEGAN + 5, BEGAN + 5)
         course.see(BEGAN + 6, said((1, 0), (1, 0)), None)
         assert course.record.worst == better
     course.see(BEGAN + 7, said((1, 0), (1, 0)), bad)

@@ -67,20 +67,17 @@ def kill(stage: Stage) -> None:
 BOUNDARIES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 19, 27, 28)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "boundaries",
-    [
-        pytest.param((1,), marks=pytest.mark.slow),
-        pytest.param((5,), marks=pytest.mark.slow),
-        pytest.param((10,), marks=pytest.mark.slow),
-        pytest.param((28,), marks=pytest.mark.slow),
-        pytest.param(BOUNDARIES, marks=pytest.mark.slow, id="each life is short"),
-    ],
+    [pytest.param((5,), id="once"), pytest.param(BOUNDARIES, id="each life is short")],
 )
 async def test_killed_in_mid_rollout_it_ends_the_rollout_after_a_restart(
     raise_stage: Raise, boundaries: tuple[int, ...]
 ) -> None:
-    stage = await raise_stage()
+    # A gate's deadline goes on while there is no daemon.
+    stage = await raise_stage(settings=QUICK.replace("8s", "60s"))
     before = journalled(stage)
     async with load(stage.url, sockets=2) as result:
         rollout = begin(stage, "v2")
@@ -91,7 +88,7 @@ async def test_killed_in_mid_rollout_it_ends_the_rollout_after_a_restart(
             stage.start_daemon()
             await stage.wait_socket()
         view = await ended(stage, rollout)
-    assert view["state"] == "succeeded", view
+    assert view["state"] == "succeeded", view["reason"]
     assert not unexpected(stage, result)
     assert versions(stage) == dict.fromkeys("abc", "v2")
     assert all(one["ready"] for one in service(stage)["upstreams"])
@@ -115,16 +112,15 @@ async def test_killed_while_it_reverts_it_goes_on_reverting(raise_stage: Raise) 
     assert versions(stage) == dict.fromkeys("abc", "v1")
 
 
-@pytest.mark.parametrize("seconds", [2.0, pytest.param(15.0, marks=pytest.mark.slow)])
 @pytest.mark.slow
-async def test_stopped_for_a_while_it_loses_nothing(raise_stage: Raise, seconds: float) -> None:
+async def test_stopped_for_a_while_it_loses_nothing(raise_stage: Raise) -> None:
     stage = await raise_stage()
     assert stage.daemon is not None
     async with load(stage.url, sockets=2) as result:
         rollout = begin(stage, "v2")
         await asyncio.sleep(0.7)
         stage.daemon.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(15)
         stage.daemon.send_signal(signal.SIGCONT)
         view = await ended(stage, rollout)
     assert view["state"] == "succeeded", view

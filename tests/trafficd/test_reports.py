@@ -67,7 +67,7 @@ async def past(home: Home, version: str = "v2", name: str = "r-20260101-000000-0
     for event in events:
         await home.journal.append(event)
     course = Course(name, "web", BEGAN)
-    course.anew(BEGAN)
+    course.anew(BEGAN, BEGAN)
     course.enter(0, 5.0, BEGAN)
     course.take("192.0.2.1", began=BEGAN + 1, ended=BEGAN + 1.5, bad=True)
     course.see(BEGAN + 2, said((9, 3), (90, 1), 20.0), Worst(f"GET /{EVIL}", 9, 3, 90, 1))

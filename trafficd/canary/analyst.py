@@ -151,9 +151,11 @@ class Analyst:
         if watch is None or not _same(watch.judged, found):
             if watch is not None:
                 watch.outside.stop()
-            # A stage may be older than this daemon: what the log still holds of it counts.
-            since = now if found.since is None else min(now, found.since)
-            comparison = resume(self._recent[name], arms, since, _settings(section))
+            known, since = self._recent[name], now
+            # A stage may be older than this daemon: where the log still holds all of it, that is counted again.
+            if found.since is not None and known and known[0].at <= found.since:
+                since = found.since
+            comparison = resume(known, arms, since, _settings(section))
             watch = _Watch(found, comparison, self._ask(comparison, self.operators[name]))
             self._watches[name] = watch
             log.info("%s: the canary %s is judged from now on", name, ", ".join(sorted(found.canary)))

@@ -161,7 +161,7 @@ class Chronicle:
         with self._apart():
             if kept.comparison is not comparison:
                 kept.comparison = comparison
-                kept.course.anew(now)
+                kept.course.anew(now, comparison.since)
             entered = _enter(kept.course, rollout, found, kept.tenures)
             turned = kept.course.see(now, comparison.analysis, _worst(comparison.worst))
             kept.due = kept.due or entered or turned

@@ -194,9 +194,10 @@ class _Stage:
         exposed = _Exposed.of(kept.exposure)
         return cls(kept.number, kept.percent, kept.begin, kept.end, kept.verdict, kept.why, kept.metrics, exposed)
 
-    def carry(self) -> None:
-        """Another judge goes on, who counts from nothing."""
-        self.carried, self.base = {one.name: (one.canary, one.stable) for one in self.metrics}, {}
+    def carry(self, since: float) -> None:
+        """Another judge goes on, who counts from `since` on: from nothing, or once more all of this stage."""
+        counted = {one.name: (one.canary, one.stable) for one in self.metrics}
+        self.carried, self.base = counted if since > self.begin else {}, {}
 
     def judged(self, analysis: Analysis) -> None:
         self.verdict, self.why = analysis.verdict, analysis.why
@@ -274,13 +275,13 @@ class Course:
 
     # -- what the judge says ---------------------------------------------------------------------------
 
-    def anew(self, at: float) -> None:
-        """From now on another judge speaks, who has counted nothing yet."""
+    def anew(self, at: float, since: float) -> None:
+        """From now on another judge speaks, who counts what came from `since` on: all of a stage, or nothing yet."""
         if self._counts:
             self._mark(at, ANEW)
         self._counts, self._worst_before = {}, self._worst
         if self._stages:
-            self._stages[-1].carry()
+            self._stages[-1].carry(since)
 
     def enter(self, number: int, percent: float | None, begin: float) -> bool:
         """The stage that the rollout is in, which began at `begin`; whether it is another one."""
