@@ -54,7 +54,7 @@ class Admin:
         transport = None
         base = url
         if url.startswith("unix://"):
-            transport = httpx.AsyncHTTPTransport(uds=url.removeprefix("unix://"))
+            transport = httpx.AsyncHTTPTransport(uds=url.removeprefix("unix://"), verify=False)
             base = "http://127.0.0.1"  # Caddy accepts this Host on a unix socket
         self._client = httpx.AsyncClient(
             base_url=base,
