@@ -164,15 +164,18 @@ def find(config: Json | None, route: Route, adopt_id: str | None = None) -> Cand
 
 def _is_ours(candidate: Candidate, route: Route) -> bool:
     """Whether it belongs to a route of our own, or was adopted for another service."""
-    elsewhere = candidate.own_id is not None and candidate.own_id.startswith(_OURS) and candidate.own_id != route.id
-    return candidate.server == PROBE_ID or elsewhere or any(name.startswith(_OURS) for name in candidate.ids)
+    own = candidate.own_id if candidate.own_id != route.id else None
+    return probes(candidate) or _has_our_id(own, *candidate.ids)
 
 
 def steered(candidate: Candidate) -> bool:
     """Whether it is ours already, for whichever service: a route of our own, an adopted handler, slots."""
-    ids = (candidate.own_id or "", *candidate.ids)
     slots = any("{file." in dial and "/current/" in dial for dial in candidate.dials)
-    return slots or any(name.startswith(_OURS) for name in ids)
+    return slots or _has_our_id(candidate.own_id, *candidate.ids)
+
+
+def _has_our_id(*ids: str | None) -> bool:
+    return any(name.startswith(_OURS) for name in ids if name is not None)
 
 
 def probes(candidate: Candidate) -> bool:

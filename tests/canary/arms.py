@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -128,24 +127,10 @@ async def _user(port: int, number: int, pause: float, answers: Counter[str], ask
 async def _ask(port: int, source: tuple[str, int], answers: Counter[str]) -> None:
     said = b""
     with contextlib.suppress(OSError, TimeoutError):
-        reader, writer = await asyncio.open_connection(sock=await _connected(port, source))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=source)
         try:
             writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             said = await asyncio.wait_for(reader.read(), 10)
         finally:
             writer.transport.abort()
     answers[said[9:12].decode() or "lost"] += 1
-
-
-async def _connected(port: int, source: tuple[str, int]) -> socket.socket:
-    """Bound to an address alone: a bind that looks for a free port takes longer with every connection of before."""
-    found = socket.socket()
-    try:
-        found.setblocking(False)
-        found.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
-        found.bind(source)
-        await asyncio.get_running_loop().sock_connect(found, ("127.0.0.1", port))
-    except BaseException:
-        found.close()
-        raise
-    return found

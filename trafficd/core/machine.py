@@ -13,11 +13,7 @@ from typing import TypeVar
 
 from trafficd.core import beside, queue, rollouts, upstreams
 from trafficd.core import events as ev
-from trafficd.core.model import (
-    Freeze,
-    Maintenance,
-    Service,
-)
+from trafficd.core.model import Freeze, Maintenance, Service
 
 _T = TypeVar("_T")
 
