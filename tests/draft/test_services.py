@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.draft.world import (
     tutorial,
     two_hosts,
 )
+from trafficd import config as configuration
 from trafficd.draft import summary
 from trafficd.draft.services import Service
 from trafficd.draft.writing import document
@@ -259,3 +261,27 @@ def test_hostile_names_change_nothing_but_themselves(tmp_path: Path) -> None:
 )
 def test_how_a_deploy_is_typed(version: str | None, following: str) -> None:
     assert summary.successor(version) == following
+
+
+# These stand behind a # as an example, or as what a person may want instead.
+NOT_DEFAULTS = {"version", "order", "driver", "command", "known_hosts", "identity_files", "slots_path", "host"}
+
+
+def test_what_stands_behind_a_hash_is_the_default(tmp_path: Path) -> None:
+    found = drafted(site_of(P, Q), machine(container("a", at=P), container("b", at=Q), hosts=HERE))
+    given = loaded(found, tmp_path)
+    shown: set[str] = set()
+
+    def bare(line: re.Match[str]) -> str:
+        shown.add(line[1])
+        return line[0] if line[1] in NOT_DEFAULTS else line[0].removeprefix("# ")
+
+    text = re.sub(r"^# (\[services\.[^\]]+\])$", r"\1", document(found), flags=re.M)
+    text = re.sub(r"^# (\w+) = .*$", bare, text, flags=re.M)
+    file = tmp_path / "bare.toml"
+    file.write_text(text, encoding="utf-8")
+    assert configuration.load(file).model_dump() == given.model_dump()
+    assert shown - NOT_DEFAULTS == {
+        *("status", "interval", "timeout", "tls", "min_healthy_time", "healthy_deadline", "drain_timeout"),
+        *("engine", "pull", "keep"),
+    }

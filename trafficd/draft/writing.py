@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trafficd.config.docker import DEFAULT_ENGINE
+from trafficd.config.sections import ServiceSection
 from trafficd.draft.document import Key, Table, name, render
 from trafficd.draft.services import Docker, Draft, Instance, Service, place
 
@@ -15,8 +16,7 @@ _HEAD = (
     "before anything is.",
 )
 
-
-SLOTS = 100  # of a service, by default
+_SLOTS: int = ServiceSection.model_fields["slots"].default
 
 
 def document(draft: Draft) -> str:
@@ -95,7 +95,7 @@ def _route(service: Service) -> Table:
         keys.append(Key("route", "adopt", "that reverse_proxy is taken over, in one write; the rest of the site stays"))
         if handler.adopt_id is not None:
             keys.append(Key("adopt_id", handler.adopt_id, "its @id: hosts alone do not tell it from others"))
-    if len(service.instances) > SLOTS:
+    if len(service.instances) > _SLOTS:
         keys.append(Key("slots", len(service.instances), "at least one for each upstream"))
     if not service.adopts:
         snippet = f"/etc/caddy/trafficd-{service.name}.caddy"
