@@ -79,6 +79,21 @@ def test_everything_is_prepared_before_anything_is_touched() -> None:
     assert rollout.touched == ()
 
 
+def test_on_one_host_one_is_prepared_after_the_other_and_hosts_side_by_side() -> None:
+    sim = fleet_of(7)
+    hosts = {"b": "ssh://web1", "c": "ssh://web1", "d": "ssh://web2", "e": "ssh://web3", "f": "ssh://web4"}
+    start(sim, policy(hooks=(), hosts=hosts))
+    sim.settle()
+    assert [step.key.upstream for step in sim.running()] == ["a", "b", "d", "e"], "four at once, of four hosts"
+    sim.perform(sim.running()[1].key)
+    sim.settle()
+    assert [step.key.upstream for step in sim.running()] == ["a", "d", "e", "c"]
+    sim.perform(sim.running()[0].key)
+    sim.settle()
+    assert [step.key.upstream for step in sim.running()] == ["d", "e", "c", "f"], "g waits its turn, as f came first"
+    assert sim.run().phase is Phase.SUCCEEDED
+
+
 @pytest.mark.parametrize("order", Order)
 @pytest.mark.parametrize("kind", [StepKind.BEFORE_SWAP, StepKind.SWAP, StepKind.AFTER_SWAP, StepKind.GATE])
 @pytest.mark.parametrize("victim", ["a", "b", "c"])
@@ -334,6 +349,7 @@ def drive(decider, data: st.DataObject) -> Simulation:  # type: ignore[no-untype
         min_ready=data.draw(st.integers(0, count - 1)),
         hooks=tuple(data.draw(st.sets(st.sampled_from(HOOKS)))),
         prepares=data.draw(st.booleans()),
+        hosts=data.draw(st.dictionaries(st.sampled_from("abc"), st.sampled_from(["ssh://x", "ssh://y"]))),
         auto_revert=data.draw(st.booleans()),
     )
     start(sim, wanted)

@@ -1,10 +1,11 @@
-"""What tests ask a daemon over its API, from an event loop."""
+"""What tests ask a daemon over its API, and Caddy over its admin API, from an event loop."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
+from proxy.admin import Admin
 from trafficd.client import Json
 from trafficd.demo.stage import Stage
 
@@ -32,3 +33,13 @@ async def until(stage: Stage, holds: Callable[[Json], bool], timeout: float = 40
     except TimeoutError:
         raise AssertionError(f"it never came to that: {view}") from None
     return view
+
+
+async def configuration(admin_url: str) -> tuple[Json, str]:
+    """Caddy's configuration and its ETag; asked again where Caddy closes its admin API to take up a change."""
+    admin = Admin(admin_url)
+    try:
+        config, etag = await admin.config()
+    finally:
+        await admin.aclose()
+    return config or {}, etag

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from proxy.server import find_binary
+from tests.system.ask import configuration
 from trafficd.demo.stage import Stage
 
 _START = 15.0  # s that it may take to answer
@@ -134,8 +135,7 @@ class StrangersCaddy:
         assert await process.wait() == 0
 
     async def etag(self) -> str:
-        async with httpx.AsyncClient(trust_env=False) as client:
-            return str((await client.get(f"{self.stage.admin_url}/config/")).headers["ETag"])
+        return (await configuration(self.stage.admin_url))[1]
 
     def end(self, number: int = signal.SIGTERM) -> None:
         """End it and wait."""

@@ -8,6 +8,7 @@ import time
 import httpx
 import pytest
 
+from tests.system.ask import configuration
 from tests.system.conftest import Raise
 from tests.system.load import load
 
@@ -23,11 +24,8 @@ async def test_drain_and_ready_lose_nothing_and_leave_caddy_alone(raise_stage: R
     transport = httpx.AsyncHTTPTransport(uds=str(stage.socket))
     spans: list[tuple[int, int]] = []
     served: list[tuple[int, int]] = []
-    async with (
-        httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as api,
-        httpx.AsyncClient(trust_env=False) as plain,
-    ):
-        etag = (await plain.get(f"{stage.admin_url}/config/")).headers["ETag"]
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as api:
+        _, etag = await configuration(stage.admin_url)
         # The WebSockets go to b and c: a is out while they are opened, and ready again before the cycles begin.
         assert (await api.post(f"{base}/drain")).status_code == 200
         async with load(stage.url, gets=0, posts=32, slow=0, sockets=6, qps=20) as result:
@@ -45,7 +43,7 @@ async def test_drain_and_ready_lose_nothing_and_leave_caddy_alone(raise_stage: R
                 begun = time.monotonic_ns()
                 await asyncio.sleep(0.1)
                 served.append((begun, time.monotonic_ns()))
-        assert (await plain.get(f"{stage.admin_url}/config/")).headers["ETag"] == etag
+        assert (await configuration(stage.admin_url))[1] == etag
     assert not result.troubles(), result.troubles()
     assert [report.idle_closed for report in result.reports] == [0], "not one kept-alive connection was closed"
     assert result.sockets is not None

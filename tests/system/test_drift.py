@@ -12,6 +12,7 @@ import pytest
 
 from proxy.handler import route_ids
 from proxy.server import CaddyServer
+from tests.system.ask import configuration
 from tests.system.conftest import BY_BOTH, QUICK, Raise
 from tests.system.load import load, unexpected
 from tests.system.test_deploy import service
@@ -31,8 +32,7 @@ async def reload_without_our_route(stage: Stage) -> None:
 
 
 async def ids(stage: Stage) -> frozenset[str]:
-    async with httpx.AsyncClient(trust_env=False) as client:
-        return route_ids((await client.get(f"{stage.admin_url}/config/")).json())
+    return route_ids((await configuration(stage.admin_url))[0])
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from proxy.server import CaddyServer
+from tests.system.ask import configuration
 from tests.system.conftest import BY_BOTH, QUICK, Raise
 from tests.system.load import load, unexpected
 from tests.system.test_deploy import service, versions
@@ -166,7 +167,7 @@ async def test_a_second_daemon_on_the_same_state_refuses_to_start(raise_stage: R
 async def test_a_daemon_that_finds_its_socket_taken_has_not_touched_caddy(raise_stage: Raise, tmp_path: Path) -> None:
     """Where another daemon listens, it is that one's Caddy too."""
     stage = await raise_stage()
-    before = await _config(stage)
+    before = await configuration(stage.admin_url)
     theirs = stage.toml().replace(str(stage.directory / "state"), str(tmp_path / "state"))
     theirs = theirs.replace("[services.web", "[services.other").replace("managed = true", "managed = false")
     assert theirs.count(str(tmp_path / "state")) == 1
@@ -178,12 +179,7 @@ async def test_a_daemon_that_finds_its_socket_taken_has_not_touched_caddy(raise_
     _, said = await second.communicate()
     assert second.returncode == 1
     assert b"another daemon listens there" in said, said
-    assert await _config(stage) == before
-
-
-async def _config(stage: Stage) -> str:
-    async with httpx.AsyncClient(trust_env=False) as client:
-        return (await client.get(f"{stage.admin_url}/config/")).text
+    assert await configuration(stage.admin_url) == before
 
 
 @pytest.mark.slow
@@ -209,18 +205,13 @@ async def test_a_caddy_of_our_own_that_hangs_does_not_keep_a_restarted_daemon_fr
 @pytest.mark.slow
 async def test_restarting_the_daemon_changes_nothing_in_caddy(raise_stage: Raise) -> None:
     stage = await raise_stage()
-
-    async def etag() -> str:
-        async with httpx.AsyncClient(trust_env=False) as client:
-            return str((await client.get(f"{stage.admin_url}/config/")).headers["ETag"])
-
-    before = await etag()
+    before = await configuration(stage.admin_url)
     async with load(stage.url, sockets=2) as result:
         assert stage.stop_daemon(signal.SIGTERM) == 0
         await asyncio.sleep(0.5)  # nobody is there, and Caddy serves
         stage.start_daemon()
         await stage.wait_ready()
-    assert await etag() == before
+    assert await configuration(stage.admin_url) == before
     assert not unexpected(stage, result)
 
 

@@ -9,8 +9,7 @@ import os
 import httpx
 import pytest
 
-from proxy.admin import Admin
-from tests.system.ask import call
+from tests.system.ask import call, configuration
 from tests.system.conftest import QUICK, Raise
 from tests.system.load import load
 from tests.system.test_deploy import deploy
@@ -33,12 +32,8 @@ async def asked_after_a_change(stage: Stage, headers: dict[str, str]) -> httpx.R
     return await asked(stage, headers)
 
 
-async def configuration(stage: Stage) -> str:
-    admin = Admin(stage.admin_url)
-    try:
-        return str((await admin.config())[0])
-    finally:
-        await admin.aclose()
+async def text(stage: Stage) -> str:
+    return str((await configuration(stage.admin_url))[0])
 
 
 def pins(stage: Stage) -> list[str]:
@@ -62,12 +57,12 @@ async def test_maintenance_a_hold_a_leave_and_a_plan_go_on_with_pins(raise_stage
     assert not waiting.done()
     await call(stage, "POST", "/v1/services/web/release")
     assert (await waiting).status_code == 200
-    assert "/web/pins/preview/current/" in await configuration(stage)
+    assert "/web/pins/preview/current/" in await text(stage)
     await call(stage, "POST", "/v1/services/web/leave")
-    assert "/slots/web/" not in await configuration(stage)
+    assert "/slots/web/" not in await text(stage)
     assert (await asked_after_a_change(stage, header)).status_code == 200
     await call(stage, "POST", "/v1/services/web/join")
-    assert "/web/pins/preview/current/" in await configuration(stage)
+    assert "/web/pins/preview/current/" in await text(stage)
     assert (await asked_after_a_change(stage, header)).status_code == 200
 
 
@@ -95,7 +90,7 @@ async def test_pinned_users_lose_nothing_in_a_deploy_and_in_a_change_of_the_pins
         stage.config.write_text(stage.toml())
         await call(stage, "POST", "/v1/reload")
         async with asyncio.timeout(15):
-            while pins(stage) != wanted or (("version=" in await configuration(stage)) != ("old" in wanted)):
+            while pins(stage) != wanted or (("version=" in await text(stage)) != ("old" in wanted)):
                 await asyncio.sleep(0.05)
         await stage.wait_ready()
     done.set()

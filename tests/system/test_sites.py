@@ -7,6 +7,7 @@ import asyncio
 import httpx
 import pytest
 
+from tests.system.ask import configuration
 from tests.system.conftest import Raise
 from tests.system.test_drift import ids, reload_without_our_route
 from trafficd.client import RefusedError
@@ -17,8 +18,7 @@ SITE = f"trafficd-site:web:{SHOP}"
 
 
 async def etag(stage: Stage) -> str:
-    async with httpx.AsyncClient(trust_env=False) as client:
-        return str((await client.get(f"{stage.admin_url}/config/")).headers["ETag"])
+    return (await configuration(stage.admin_url))[1]
 
 
 async def statuses(stage: Stage, name: str, count: int = 20) -> set[tuple[int, str]]:

@@ -350,6 +350,7 @@ class ServiceSection(Section):
             prepare_timeout=self.swap.prepare_timeout,
             hook_timeout=self.hooks.timeout,
             prepares=self.swap.prepare is not None or self.swap.driver in ("docker", "systemd"),
+            hosts=self._hosts(),
             retires=self.swap.retire is not None or self.swap.driver in ("docker", "systemd"),
             external=self.swap.driver == "external",
             hooks=self.hooks.kinds(),
@@ -372,6 +373,12 @@ class ServiceSection(Section):
                 percent=overrides.percent,
             ),
         )
+
+    def _hosts(self) -> dict[str, str]:
+        """The host or Engine of each upstream that has not that of all."""
+        if self.docker is not None:
+            return {one.id: one.engine for one in self.upstreams if one.engine not in (None, self.docker.engine)}
+        return {one.id: one.host for one in self.upstreams if one.host not in (None, self.swap.host)}
 
     def terms(self, strategy: str, overrides: Mapping[str, Setting], upstreams: int) -> Policy | str:
         """The policy of a rollout whose overrides were journalled (`RolloutOverrides.plain`), or why there is none."""

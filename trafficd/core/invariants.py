@@ -16,6 +16,7 @@ S12 Nothing is retired while it has weight, and nothing that serves ever.
 S13 A share grows only while every instance beside is admitted and up, and never over a FAIL.
 S14 A turn that takes away what has traffic begins only when no turn of another group is in work; and where it drains
     first, only when everything of the other groups has traffic.
+S15 On one host no two upstreams are prepared at once.
 """
 
 from __future__ import annotations
@@ -122,6 +123,10 @@ def _check_groups(service: Service, world: World, tasks: Iterable[Task], event: 
 def _check_step(service: Service, world: World, rollout: Rollout, event: ev.StepStarted) -> None:
     if event.upstream is None:
         return
+    if event.step is StepKind.PREPARE:
+        hosts, others = rollout.policy.hosts, [s.key.upstream for s in rollout.running_steps()]
+        same = [name for name in others if name and hosts.get(name) == hosts.get(event.upstream)]
+        _require(not same, "S15", f"{event.upstream} would be prepared beside {same}")
     busy = [s for s in rollout.running_steps() if s.key.upstream == event.upstream]
     _require(not busy, "S6", f"{event.upstream} already runs {busy}")
     tasks = rollout.forward if event.direction is Direction.FORWARD else rollout.revert

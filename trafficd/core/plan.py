@@ -149,13 +149,21 @@ def _finish(rollout: Rollout) -> ev.Event | None:
 
 
 def _prepare(service: Service, rollout: Rollout) -> tuple[bool, ev.Event | None]:
+    """Whether the first upstream has to wait for it yet, and what to begin. On one host one after the other: they
+    bring the same version to the same place, and a program of the user's need not expect to run twice at once."""
     keys = [StepKey(u, Direction.FORWARD, StepKind.PREPARE) for u in rollout.upstreams if u in service.upstreams]
     records = {key: _record(rollout, key) for key in keys}
-    running = sum(1 for record in records.values() if record and record.ended_at is None)
-    fresh = next((key for key in keys if records[key] is None), None)
-    if fresh is not None and running < MAX_PREPARES:
-        return True, _start(rollout, fresh)
-    return fresh is not None or running > 0, None
+    running = [key for key, record in records.items() if record and record.ended_at is None]
+    fresh = [key for key, record in records.items() if record is None]
+    busy = {_host(rollout, key) for key in running}
+    free = next((key for key in fresh if _host(rollout, key) not in busy), None)
+    if free is not None and len(running) < MAX_PREPARES:
+        return True, _start(rollout, free)
+    return bool(fresh or running), None
+
+
+def _host(rollout: Rollout, key: StepKey) -> str | None:
+    return rollout.policy.hosts.get(key.upstream or "")
 
 
 def _forward_tasks(service: Service, rollout: Rollout) -> list[Task]:
