@@ -76,7 +76,7 @@ def wanted(
             continue
         if notes:
             told.notes[way.route.service] = notes
-        if isinstance(way, Adopted) and (why := way.unlogged(edited)) is not None:
+        if isinstance(way, Adopted | Imported) and (why := way.unlogged(edited)) is not None:
             told.unlogged[way.route.service] = why
         told.placed = told.placed or not isinstance(way, Imported)
         if probing is not None and not isinstance(way, ByAdmin):

@@ -61,12 +61,12 @@ _PORT = re.compile(
 def handlers(service: str, hosts: Sequence[str], logs: Json | None, *, stratum: bool = True) -> list[Json]:
     """The handlers that go before those of the route, in a server that says this of its `logs`. Without `stratum` that
     is for the route to say, by handlers of its own (`stratum_of`)."""
-    return [
-        _names(hosts, logs or {}),
-        _append("service", service, early=True),
-        *([stratum_of()] if stratum else []),
-        *_late(),
-    ]
+    return [_names(hosts, logs or {}), *fields(service, stratum=stratum)]
+
+
+def fields(service: str, *, stratum: bool = True) -> list[Json]:
+    """The same without the choice of the logger."""
+    return [_append("service", service, early=True), *([stratum_of()] if stratum else []), *_late()]
 
 
 def stratum_of(pin: str | None = None) -> Json:
@@ -154,6 +154,12 @@ def _kept(named: Json, host: str, logs: Json) -> list[str]:
     tries = [host, *(".".join(["*"] * (i + 1) + labels[i + 1 :]) for i in range(len(labels)))]
     found = next((named[key] for key in tries if key in named), logs.get("default_logger_name", ""))
     return [name for name in ([found] if isinstance(found, str) else found) if name != OTHER]
+
+
+def names_in(logs: Json) -> frozenset[str]:
+    """All names that a server logs requests under, by what it says of its `logs`."""
+    lists = [[name] if isinstance(name, str) else name for name in (logs.get("logger_names") or {}).values()]
+    return frozenset(name for names in [*lists, [logs.get("default_logger_name", "")]] for name in names)
 
 
 def _vars(kept: Iterable[str]) -> Json:

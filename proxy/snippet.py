@@ -1,8 +1,9 @@
 """The snippet that a Caddyfile imports to have a service's slots in it. Pure.
 
-The file holds one whole `reverse_proxy` directive and is imported inside a site block. It is the Caddyfile's
-own part then, and every later `caddy reload` keeps the routing, which lives in the slots. It means what the
-handler for requests means in a route of our own; upgraded streams go through it too and count as requests.
+The file holds one whole `reverse_proxy` directive, with the log of its answers where there is one, and is imported
+inside a site block. It is the Caddyfile's own part then, and every later `caddy reload` keeps the routing, which lives
+in the slots. It means what the handler for requests means in a route of our own; upgraded streams go through it too and
+count as requests.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from proxy import import_log
 from proxy.candidates import slot_dials
 from proxy.errors import AddressError
 from proxy.handler import Route, Transport, duration
@@ -19,7 +21,9 @@ _PLAIN = re.compile(r"[\w./*+@%,:=-]+", re.ASCII)
 
 def snippet(route: Route) -> str:
     """The content of the file. Raises `AddressError` for a path or name that a Caddyfile cannot hold."""
-    lines = [*_header(route), "reverse_proxy {", *(f"\t{line}" for line in _directive(route)), "}"]
+    directive = ["reverse_proxy {", *(f"\t{line}" for line in _directive(route)), "}"]
+    log = () if route.access_log is None else import_log.site_lines(route.service, route.access_log)
+    lines = [*_header(route), *log, *directive]
     return "\n".join(lines) + "\n"
 
 
@@ -35,11 +39,19 @@ def _header(route: Route) -> Iterator[str]:
         yield "#\t}"
     yield "#"
     yield "# Requests wait here while nobody is ready. WebSockets and other streams are counted as requests."
+    if route.access_log is not None:
+        yield "# The log is for trafficd, beside those of the site, which stay as they are. (A site without a host name"
+        yield "# can have only one, the last: give it its names if it has a log of its own.)"
     if route.transport.h2c:
         yield "# Upstreams are spoken to by HTTP/2 without TLS, which cannot carry WebSockets."
 
 
 def _directive(route: Route) -> Iterator[str]:
+    if route.access_log is not None and not _PLAIN.fullmatch(route.access_log.replace(" ", "")):
+        raise AddressError(
+            f"caddy.access_log: {route.access_log!r} cannot be named in a Caddyfile; move it to a path of letters, "
+            "digits and dots"
+        )
     if ":" in route.slots_path or "`" in route.slots_path:
         raise AddressError(
             f"services.{route.service}: the slots in {route.slots_path!r} cannot be named in a Caddyfile, which takes "
@@ -57,6 +69,8 @@ def _directive(route: Route) -> Iterator[str]:
         yield f"stream_close_delay {duration(route.stream_close_delay)}"
     if route.transport.tls:
         yield "header_up Host {http.request.hostport}"
+    if route.access_log is not None:
+        yield from import_log.handler_lines()
     yield "transport http {"
     yield from (f"\t{line}" for line in _transport(route.transport))
     yield "}"

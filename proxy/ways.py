@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from proxy import admin_route, adopt, handler
+from proxy import admin_route, adopt, handler, import_log
 from proxy.candidates import find
 from proxy.errors import CaddyRefusedError
 from proxy.handler import Json, Route
@@ -111,6 +111,10 @@ class Imported:
 
     def present(self, config: Json | None) -> bool:
         return adopt.adopted(config, self.route)
+
+    def unlogged(self, config: Json | None) -> str | None:
+        """Why its answers are not in the access log though they are to be, in words."""
+        return import_log.unlogged(config, self.route)
 
     def leave(self, config: Json | None, weights: Mapping[str, int]) -> Json:
         name = self.route.service

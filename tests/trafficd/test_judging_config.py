@@ -124,7 +124,6 @@ def test_outliers_that_cannot_be(loaded: Load, keys: str, place: str, why: str) 
     [
         ("", "", "nothing is known of the answers without a log: set caddy.access_log"),
         (LOGGED, 'control = "admin"\n', 'not logged with control = "admin"'),
-        (LOGGED, 'route = "import"\n', "the Caddyfile is not ours to write"),
     ],
 )
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def forecast(
     `unlogged`: why its answers are not in the log, as Caddy's configuration has it. Blocking: it reads files and
     counts for some time."""
     if not section.logged:
-        how = f'route = "{section.route}"' if section.route != "own" else 'control = "admin"'
+        how = 'control = "admin"' if section.routed else 'route = "none"'
         return Forecast(service, within, f"its canaries are not judged: with {how} its requests are not logged")
     if unlogged:
         return Forecast(service, within, f"its canaries are not judged: {unlogged}")

@@ -316,7 +316,7 @@ class ServiceSection(Section):
     @property
     def logged(self) -> bool:
         """Whether its answers are to be in the access log, with who gave them, where there is one."""
-        return self.route in ("own", "adopt") and self.control == "slots"
+        return self.routed and self.control == "slots"
 
     @property
     def tls_mode(self) -> Literal["auto", "off"]:
