@@ -75,6 +75,8 @@ def test_metrics(loaded: Load) -> None:
             ".canary_bad",
             "$windows is nothing that we could put in; there are: $window, $service",
         ),
+        ('command = ["a"]\nheaders = {A = "b"}', ".headers", "are for a webhook or prometheus"),
+        ('webhook = "http://x"\nheaders = {"A b" = "c"}', ".headers", "characters that a header must not have"),
         ('command = ["a"]\ninterval = "1ms"', ".interval", "greater than or equal to 0.1"),
         ('command = ["a"]\ntimeout = 0', ".timeout", "greater than 0"),
         ('command = ["a"]\ncolour = "red"', ".colour", "no such key"),
