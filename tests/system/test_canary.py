@@ -12,6 +12,7 @@ import pytest
 from tests.canary.arms import Instance, users
 from tests.system.ask import call, service, until
 from tests.system.conftest import QUICK, Raise
+from tests.system.test_faults import kill
 from trafficd.client import Json
 from trafficd.demo.stage import Stage
 
@@ -31,6 +32,10 @@ async def beside(raise_stage: Raise, instance: Instance, log: Path, settings: st
 
 def verdict(view: Json) -> str | None:
     return None if view["analysis"] is None else str(view["analysis"]["verdict"])
+
+
+def errors(view: Json) -> Json:
+    return next(one for one in view["analysis"]["metrics"] if one["name"] == "errors")
 
 
 async def share(stage: Stage, percent: float) -> None:
@@ -84,8 +89,16 @@ async def test_a_canary_as_good_as_the_stable_version_keeps_its_share(raise_stag
         assert set(answers) == {"200"}
         # Another share wants a proof of its own.
         await share(stage, 50)
-        await until(stage, lambda view: view["analysis"]["verdict"] == "HOLD", 5)
-        await until(stage, lambda view: view["analysis"]["verdict"] == "PASS", 30)
+        begun = await until(stage, lambda view: view["analysis"]["verdict"] == "HOLD", 5)
+        view = await until(stage, lambda view: view["analysis"]["verdict"] == "PASS", 30)
+        seen = errors(view)["canary_total"] - errors(begun)["canary_total"]
+        # A daemon that begins later judges what was logged since the share was given.
+        kill(stage)
+        stage.start_daemon()
+        await stage.wait_socket()
+        view = await until(stage, lambda view: verdict(view) is not None)
+        assert view["analysis"]["verdict"] == "PASS", (seen, view["analysis"])
+        assert errors(view)["canary_total"] >= seen
 
 
 @pytest.mark.slow
