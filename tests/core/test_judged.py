@@ -9,7 +9,7 @@ from trafficd.core.machine import advance, fold
 from trafficd.core.model import Service
 from trafficd.retention import snapshot
 
-SHARED = [
+SHARED: list[tuple[float, ev.Event]] = [
     (1.0, ev.UpstreamAdded("web", "x", "10.0.1.1:80", "v2")),
     (2.0, ev.UpstreamAdded("web", "y", "10.0.1.2:80", "v2")),
     (10.0, ev.CanarySet("web", 5)),
