@@ -8,6 +8,9 @@ The lines are those of `proxy.logged`. How Caddy (2.11.7) tells what became of a
     never answered    no `answered`; `upstream` is the last one tried, `status` is Caddy's own: 502 (refused, reset,
                       no header before the end), 504 (time-out), 499 (the client left before the header)
 
+Where a handler of somebody else's makes another answer of it (an error page, say), `answered_status` is the upstream's
+own status, and that is what it is judged by.
+
 Streams go by another spelling of the same address (`proxy.model.stream_alias`); it is turned back.
 
 `retries` are failed dials before the last attempt. Whom they were meant for is not known: Caddy keeps only the last.
@@ -44,7 +47,7 @@ class Answer(NamedTuple):
     at: float
     service: str
     upstream: str | None  # host:port in its canonical spelling; None: nobody was tried
-    status: int  # 0: nothing was answered at all
+    status: int  # the upstream's own, or Caddy's where it gave none; 0: nothing was answered at all
     duration: float  # of the whole request, waiting for a slot included; 0.0 when it was cut: not known then
     latency: float | None  # from the last attempt to the header of the answer; None: there was none
     cut: Cut
@@ -93,12 +96,12 @@ class Decoder:
         answered = entry.get("answered")
         cut = Cut.NO
         if "upstream" not in entry:  # added when the handlers are done, and they were not
-            cut = self._warnings.pop((client, request["remote_port"], path), Cut.UNKNOWN)
+            cut = self._cut(client, request["remote_port"], path)
         return Answer(
             entry["ts"],
             service,
             _canonical(answered or upstream or NOBODY),
-            entry["status"],
+            entry.get("answered_status") or entry["status"],
             duration,
             None if latency is None else latency / 1000,
             cut,
@@ -109,6 +112,13 @@ class Decoder:
             entry.get("stratum") or "",
             answered is not None,
         )
+
+    def _cut(self, client: str, port: str, path: str) -> Cut:
+        """Who cut the answer short. The warning has the path that the upstream was asked for, and somebody's route may
+        have rewritten that (`handle_path`): then it is the last one of the connection."""
+        known = (key for key in reversed(self._warnings) if key[:2] == (client, port))
+        key = (client, port, path)
+        return self._warnings.pop(key if key in self._warnings else next(known, key), Cut.UNKNOWN)
 
     def _remember(self, entry: dict[str, Any]) -> None:
         """Keep who cut an answer short, by the connection and the path, until the line of that answer comes."""

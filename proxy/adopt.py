@@ -2,7 +2,8 @@
 
 Nothing outside of the one handler is touched, and the handler keeps what it means: only its upstreams become
 slots, and what would mean something else over slots is translated. One handler stays one handler, so upgraded
-streams are counted as requests, unlike in a route of our own.
+streams are counted as requests, unlike in a route of our own. Where its answers are to be logged, what that needs
+comes with it (`proxy.adopt_log`) and goes with it.
 
 Invariants: adopting what is adopted changes nothing; leaving twice changes nothing more. Both are pure
 functions of a configuration, to be used as an edit under If-Match.
@@ -14,6 +15,7 @@ import copy
 import math
 from collections.abc import Mapping
 
+from proxy import adopt_log
 from proxy.candidates import Candidate, at, in_own_route, path_text, with_slots
 from proxy.errors import CaddyRefusedError
 from proxy.handler import Json, Route, let_sites_follow, unpin
@@ -45,7 +47,7 @@ def take_over(config: Json, route: Route, candidate: Candidate) -> list[str]:
         translated["@id"] = route.id
         notes.append(f'@id: set to "{route.id}", to find the handler again')
     _replace(handler, translated)
-    return notes
+    return [*notes, *adopt_log.put(config, route, candidate)]
 
 
 def leave(config: Json | None, route: Route, dials: Mapping[str, int]) -> Json:
@@ -64,6 +66,7 @@ def leave(config: Json | None, route: Route, dials: Mapping[str, int]) -> Json:
         )
     edited: Json = copy.deepcopy(config) if config else {}
     unpin(edited, route)
+    adopt_log.take_out(edited, route)
     for candidate in (*with_slots(edited, route), *in_own_route(edited, route)):
         _leave_handler(at(edited, candidate.path), route, weights)
     let_sites_follow(edited, route)
@@ -85,8 +88,23 @@ def _leave_handler(handler: Json, route: Route, weights: Mapping[str, int]) -> N
 def adopted(config: Json | None, route: Route) -> bool:
     """Whether a handler outside of our own routes has exactly this route's slots and nothing that overrides them,
     whether we adopted it or a Caddyfile imported our snippet."""
-    handlers = (at(config, candidate.path) for candidate in with_slots(config, route))
-    return any(not handler.get("dynamic_upstreams") for handler in handlers)
+    return _adopted(config, route) != []
+
+
+def as_wanted(config: Json | None, route: Route) -> bool:
+    """Whether a handler is `adopted`, and its answers are logged if they are to be and can be."""
+    return any(adopt_log.present(config or {}, route, candidate) for candidate in _adopted(config, route))
+
+
+def unlogged(config: Json | None, route: Route) -> str | None:
+    """Why the answers of the adopted handler are not logged though they are to be, in words."""
+    found = (adopt_log.unlogged(config or {}, route, candidate) for candidate in _adopted(config, route))
+    return next((why for why in found if why is not None), None)
+
+
+def _adopted(config: Json | None, route: Route) -> list[Candidate]:
+    found = with_slots(config, route)
+    return [candidate for candidate in found if not at(config, candidate.path).get("dynamic_upstreams")]
 
 
 def _replace(handler: Json, wanted: Json) -> None:

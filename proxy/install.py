@@ -25,18 +25,20 @@ from proxy.handler import (
 from proxy.maintenance import StaticAnswer
 from proxy.proof import Probing, free_port, keep, probe, probing_for, proof_of, shown_by_traffic
 from proxy.slots import SlotDirectory
-from proxy.ways import ByAdmin, Imported, Way
+from proxy.ways import Adopted, ByAdmin, Imported, Way
 
 
 @dataclass
 class Installed:
     """What came of it: whether Caddy's configuration was written, whether slots have to be proved with it, and by
-    service what a person should know of the change, or why the service could not be put there."""
+    service what a person should know of the change, why its answers are not logged though they are to be, or why the
+    service could not be put there."""
 
     written: bool = False
     placed: bool = False  # a service stands there that is ours to write
     proving: bool = False
     notes: dict[str, list[str]] = field(default_factory=dict)
+    unlogged: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)  # routes of services that are no more, by @id
 
@@ -74,6 +76,8 @@ def wanted(
             continue
         if notes:
             told.notes[way.route.service] = notes
+        if isinstance(way, Adopted) and (why := way.unlogged(edited)) is not None:
+            told.unlogged[way.route.service] = why
         told.placed = told.placed or not isinstance(way, Imported)
         if probing is not None and not isinstance(way, ByAdmin):
             told.proving = True

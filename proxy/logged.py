@@ -10,6 +10,8 @@ The parts, and why:
   (`latency`, of this attempt alone). A header of the response would do as well, but show the address to everybody.
   `copy_response` then answers as Caddy would have; for 101 (streams) it is not asked, as it has not seen what Caddy
   made of the request.
+- In a handler that is not ours (`proxy.adopt_log`), `handle_response` may be its owner's already: there the same is
+  put down first, and the upstream's own status too (`answered_status`), since an error page may be sent with 200.
 - In the route: `vars` `access_logger_names`, which take the place of the names that the server has for the host. So
   the user's own names are repeated there: what they log stays as it is.
 - In the server: `logs`, without which there is no access log at all. A server that had none gets a default name that
@@ -25,6 +27,7 @@ of our requests are named `http.log.error.trafficd` where the server had no `log
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -43,9 +46,13 @@ _ACCESS = "http.log.access"
 _PROXY = "http.handlers.reverse_proxy"
 _EXCLUDED = (f"{_ACCESS}.{NAME}", f"http.log.error.{ALSO}")  # the errors of ALSO are logged under the other names
 _UPSTREAM = "{http.reverse_proxy.upstream.hostport}"
+_FIELDS = frozenset({"service", "stratum", "upstream", "retries", "answered", "answered_status", "latency"})
 _DROPPED = ("request>headers", "request>proto", "request>host", "request>remote_ip", "resp_headers")
 _DROPPED_TOO = ("user_id", "bytes_read", "err_id", "err_trace")
 _PATH_LENGTH = 200
+_PORT = re.compile(
+    r"^[^:\[]*:[^:]*$|\]:[^:]*$"
+)  # no host that Caddy compares has one, and no logger may be named by one
 
 
 # -- in a route ----------------------------------------------------------------------------------------
@@ -58,8 +65,7 @@ def handlers(service: str, hosts: Sequence[str], logs: Json | None, *, stratum: 
         _names(hosts, logs or {}),
         _append("service", service, early=True),
         *([stratum_of()] if stratum else []),
-        _append("upstream", _UPSTREAM),
-        _append("retries", "{http.reverse_proxy.retries}"),
+        *_late(),
     ]
 
 
@@ -70,12 +76,55 @@ def stratum_of(pin: str | None = None) -> Json:
 
 def answered() -> list[Json]:
     """`handle_response` of a reverse_proxy handler: who answers is put down before the body comes."""
-    handle = [
+    return [{"match": {"status_code": [2, 3, 4, 5]}, "routes": [{"handle": [*_early(), {"handler": "copy_response"}]}]}]
+
+
+def answered_first() -> Json:
+    """A route that goes before those of somebody else's `handle_response`, and changes nothing for them."""
+    return {"handle": [*_early(), _append("answered_status", "{http.reverse_proxy.status_code}", early=True)]}
+
+
+def writes(handler: Any) -> bool:
+    """Whether a handler, in a place of ours, is one of these."""
+    match handler:
+        case {"handler": "log_append", "key": key}:
+            return key in _FIELDS
+        case {"handler": "vars", "access_logger_names": names}:
+            return NAME in names or ALSO in names
+        case {"handler": "subroute", "routes": [*routes]}:
+            return routes != [] and all(route.get("group") == NAME for route in routes)
+    return False
+
+
+def disturbed(part: Any) -> str | None:
+    """What in somebody else's part of a configuration would write over these, in words; None where nothing would."""
+    match part:
+        case {"handler": "log_append", "key": key} if key in _FIELDS and not _is_exactly_ours(part):
+            return f'a log field "{key}" (log_append), which is also one of ours'
+        case {"handler": "vars", "access_logger_names": names} if NAME not in names and ALSO not in names:
+            return "a choice of loggers by request (log_name), and a request has one"
+    inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    return next((found for found in map(disturbed, inner) if found is not None), None)
+
+
+def _is_exactly_ours(handler: Json) -> bool:
+    """What looks like it and is not ours comes before ours, and so does no harm."""
+    if handler["key"] in ("service", "stratum"):
+        return handler.get("early") is True
+    return handler in (*_late(), *answered_first()["handle"])
+
+
+def _late() -> list[Json]:
+    """Who answered in the end, and after how many refusals."""
+    return [_append("upstream", _UPSTREAM), _append("retries", "{http.reverse_proxy.retries}")]
+
+
+def _early() -> list[Json]:
+    """Who answers, and after which time; put down when the header comes."""
+    return [
         _append("answered", _UPSTREAM, early=True),
         _append("latency", "{http.reverse_proxy.upstream.latency_ms}", early=True),
-        {"handler": "copy_response"},
     ]
-    return [{"match": {"status_code": [2, 3, 4, 5]}, "routes": [{"handle": handle}]}]
 
 
 def _append(key: str, value: str, *, early: bool = False) -> Json:
@@ -121,11 +170,14 @@ def put_server(server: Json) -> None:
     if logs is None:
         server["logs"] = {"default_logger_name": OTHER}
         return
-    skipped = logs.pop("skip_hosts", None) or []
-    if skipped:
+    skipped = logs.get("skip_hosts") or []
+    if named := [host for host in skipped if not _PORT.search(host)]:
         names = logs.setdefault("logger_names", {})
-        for host in skipped:
+        for host in named:
             names.setdefault(host, [OTHER])
+        logs["skip_hosts"] = [host for host in skipped if host not in named]
+    if not logs.get("skip_hosts"):
+        logs.pop("skip_hosts", None)
     if logs.pop("skip_unmapped_hosts", False):
         logs["default_logger_name"] = OTHER
 
@@ -204,9 +256,8 @@ def present(config: Json, server: Json, path: str) -> bool:
 
 
 def tidy(config: Json) -> None:
-    """Take our logger and what it needed out again, in place, when no route is logged by it any more.
-
-    What others had is as it was, but that hosts which were skipped stay so under a name that nobody writes."""
+    """Take our logger and what it needed out again, in place, when no route is logged by it any more: what others had
+    is as it was."""
     loggers: Json = (config.get("logging") or {}).get("logs") or {}
     if NAME not in loggers or any(_is_logged(server.get("routes")) for server in _servers(config)):
         return
@@ -219,9 +270,28 @@ def tidy(config: Json) -> None:
             other.pop("exclude", None)
     if loggers.get("default") == {}:
         del loggers["default"]
+    if config["logging"] == {"logs": {}}:
+        del config["logging"]
     for server in _servers(config):
-        if server.get("logs") == {"default_logger_name": OTHER}:
-            del server["logs"]
+        _take_from_server(server)
+
+
+def _take_from_server(server: Json) -> None:
+    """Undo `put_server`."""
+    logs: Json = server.get("logs") or {}
+    if logs == {"default_logger_name": OTHER}:
+        del server["logs"]
+        return
+    names = logs.get("logger_names") or {}
+    skipped = [host for host, named in names.items() if named == [OTHER]]
+    if skipped:
+        logs["skip_hosts"] = sorted([*(logs.get("skip_hosts") or []), *skipped])
+        logs["logger_names"] = {host: named for host, named in names.items() if host not in skipped}
+        if not logs["logger_names"]:
+            del logs["logger_names"]
+    if logs.get("default_logger_name") == OTHER:
+        del logs["default_logger_name"]
+        logs["skip_unmapped_hosts"] = True
 
 
 def _is_logged(part: Any) -> bool:

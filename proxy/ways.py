@@ -87,7 +87,11 @@ class Adopted:
         return adopt.take_over(config, self.route, find(config, self.route, self.adopt_id))
 
     def present(self, config: Json | None) -> bool:
-        return adopt.adopted(config, self.route)
+        return adopt.as_wanted(config, self.route)
+
+    def unlogged(self, config: Json | None) -> str | None:
+        """Why its answers are not in the access log though they are to be, in words."""
+        return adopt.unlogged(config, self.route)
 
     def leave(self, config: Json | None, weights: Mapping[str, int]) -> Json:
         return adopt.leave(config, self.route, weights)

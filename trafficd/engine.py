@@ -63,7 +63,7 @@ class Parts:
     check: Probe | None = None  # the preview checks of a new instance
     slots: int = 100
     slow_start: float = 0.0  # s in which what is put back into traffic gets its full weight
-    judged: bool = False  # whether the answers of a canary can be judged
+    judged: bool = False  # whether the answers of a canary are to be logged, and so can be judged
 
 
 class Engine:
@@ -114,6 +114,11 @@ class Engine:
     def state(self) -> Service:
         """The fold of everything journalled so far, and of an abort that is in force before it is."""
         return self.ledger.state
+
+    @property
+    def judged(self) -> bool:
+        """Whether the answers of a canary can be judged."""
+        return self.parts.judged and not self.trouble.unlogged
 
     # -- life ------------------------------------------------------------------------------------------
 
@@ -201,7 +206,7 @@ class Engine:
             warmth=self._warming.warmth(time.time(), self._candidates()),
             slots=self.parts.slots,
             finding=self.finding,
-            judged=self.parts.judged,
+            judged=self.judged,
         )
 
     def _candidates(self) -> list[str]:

@@ -135,6 +135,7 @@ class Link:
                 continue
             self._tied.add(name)
             one.engine.trouble.say("caddy", "")
+            one.engine.trouble.say("unlogged", told.unlogged.get(name, ""))
             if isinstance(one.pool, AdminPool):
                 await one.pool.open()
                 one.engine.wake()
@@ -160,6 +161,7 @@ class Link:
             one = await self._written([way])
             told.written |= one.written
             told.notes |= one.notes
+            told.unlogged |= one.unlogged
             told.refused |= one.refused
         return told
 

@@ -88,7 +88,7 @@ async def preview(
             route=config.services[name].route,
             control=config.services[name].control,
             present=way.present(present),
-            notes=tuple(told.notes.get(name, ())),
+            notes=(*told.notes.get(name, ()), *([told.unlogged[name]] if name in told.unlogged else [])),
             refused=told.refused.get(name),
             cost=_cost(way),
         )

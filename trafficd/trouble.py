@@ -17,6 +17,7 @@ class Trouble:
     caddy: str = ""  # Caddy cannot be reached, or the service is not in its configuration
     sites: str = ""  # a site of the service cannot be put back
     counts: str = ""  # what is open cannot be counted
+    unlogged: str = ""  # its answers are not in the access log, though they are to be
     blind: str = ""  # a canary has traffic, and its answers cannot be read
     metrics: str = ""  # a canary's metrics from outside that are not known, a line each
     outliers: str = ""  # an upstream answers badly, and is not ejected
@@ -27,7 +28,7 @@ class Trouble:
 
     def lines(self) -> list[str]:
         traffic = (self.proxy, self.caddy, self.sites, self.counts)
-        judging = (self.blind, *self.metrics.splitlines(), self.outliers, self.report)
+        judging = (self.unlogged, self.blind, *self.metrics.splitlines(), self.outliers, self.report)
         known = (*traffic, *judging, *self.retired.splitlines(), self.journal, self.bug)
         return [line for line in known if line]
 

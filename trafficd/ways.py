@@ -22,7 +22,7 @@ def way_of(name: str, config: Config, weights: Callable[[], Mapping[str, int]] =
     section = config.services[name]
     assert section.routed, f"{name} has no route"
     route = _route_of(name, section, config.caddy.slots_path or str(slots_root(config)))
-    if section.route == "own" and section.control == "slots":
+    if section.logged:
         route = replace(route, access_log=config.caddy.access_log)
     if section.control == "admin":
         return ByAdmin(route, weights)

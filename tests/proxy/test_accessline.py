@@ -78,9 +78,22 @@ def test_a_cut_answer_without_its_warning_may_be_the_upstreams() -> None:
     assert (answer.cut, answer.truncated) == (Cut.UNKNOWN, True)
 
 
-@pytest.mark.parametrize("other", [{"client_ip": "192.0.2.8"}, {"remote_port": "1"}, {"uri": "/2"}])
-def test_a_warning_is_for_its_own_connection_and_path_only(other: dict[str, str]) -> None:
+@pytest.mark.parametrize("other", [{"client_ip": "192.0.2.8"}, {"remote_port": "1"}])
+def test_a_warning_is_for_its_own_connection_only(other: dict[str, str]) -> None:
     assert decode(warning(1, **other), cut_entry(1)).cut is Cut.UNKNOWN
+
+
+def test_of_one_connection_the_warning_with_the_path_is_taken_or_else_the_last() -> None:
+    """Over HTTP/2 several requests share a connection; a route may rewrite the path that the warning has."""
+    mine, other = warning(1), warning(2, "reading: context canceled")
+    assert decode(mine, other, cut_entry(1)).cut is Cut.UPSTREAM
+    assert decode(mine, other, cut_entry(2)).cut is Cut.CLIENT
+    assert decode(mine, other, cut_entry(3)).cut is Cut.CLIENT
+
+
+def test_what_is_made_of_an_answer_does_not_hide_what_it_was() -> None:
+    assert decode(entry(status=200, answered_status=503)).status == 503
+    assert decode(entry(status=502, answered_status=404)).status == 404
 
 
 def test_a_warning_is_used_once() -> None:

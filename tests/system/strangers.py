@@ -34,10 +34,12 @@ async def listened_at(port: int) -> None:
 
 @dataclass
 class StrangersCaddy:
-    """Caddy with a Caddyfile, beside the stage whose admin port it has. `through`: a program to run it by."""
+    """Caddy with a Caddyfile, beside the stage whose admin port it has. `through`: a program to run it by; `scheme`:
+    how its site is asked."""
 
     stage: Stage
     through: Sequence[str] = ()
+    scheme: str = "https"
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -51,7 +53,7 @@ class StrangersCaddy:
     @property
     def url(self) -> str:
         """The site of `tutorial`, which listens at the stage's public port."""
-        return f"https://localhost:{self.stage.public}"
+        return f"{self.scheme}://localhost:{self.stage.public}"
 
     def tutorial(self, inside: str | None = None) -> str:
         """The Caddyfile of the tutorials: TLS, compression, a header, health checks; `inside` in place of its

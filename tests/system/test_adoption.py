@@ -7,11 +7,15 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.canary.arms import Instance, users
+from tests.system.ask import call
+from tests.system.ask import until as state_until
 from tests.system.conftest import QUICK
 from tests.system.load import CONNECTIONS, Load, load
 from tests.system.strangers import StrangersCaddy
@@ -252,6 +256,64 @@ async def test_an_import_is_not_ours_to_leave(beside: Beside) -> None:
         client.call("POST", "/v1/services/web/leave", {})
     assert not client.call("GET", "/v1/services/web")["left"]
     client.close()
+
+
+# -- a canary ------------------------------------------------------------------------------------------
+
+PAGES = """
+    log {
+        output file LOG
+    }
+    reverse_proxy DIALS {
+        @error status 5xx
+        handle_response @error {
+            respond "please come back" 200
+        }
+    }
+"""
+
+
+@pytest.mark.slow
+async def test_a_canary_behind_an_adopted_handler_is_judged_by_what_it_answered(tmp_path: Path) -> None:
+    """Its users see a page with 200 in place of each 500."""
+    stage = Stage(
+        instances=2,
+        settings=QUICK,
+        managed=False,
+        stands='route = "adopt"',
+        caddy=f'access_log = "{tmp_path}/access.log"',
+    )
+    caddy, canary = StrangersCaddy(stage, scheme="http"), Instance("errors")
+    theirs = tmp_path / "theirs.log"
+    pages = PAGES.replace("LOG", str(theirs)).replace("DIALS", f"{stage.dial(0)} {stage.dial(1)}")
+    try:
+        stage.start_instances()
+        await caddy.start(f"{{\nadmin 127.0.0.1:{stage.admin_port}\n}}\nhttp://:{stage.public} {{{pages}}}")
+        await serve(stage)
+        await until(lambda: taken_over(stage))
+        etag = await caddy.etag()
+        await canary.start()
+        await call(stage, "POST", "/v1/services/web/upstreams", id="c", dial=canary.dial, version="v2")
+        await state_until(stage, lambda view: view["upstreams"][-1]["health"] == "up")
+        before = len(theirs.read_bytes().splitlines())
+        async with users(stage.public) as answers:
+            await asyncio.sleep(2)
+            await call(stage, "PUT", "/v1/services/web/canary", percent=25)
+            view = await state_until(stage, lambda view: view["canary_percent"] == 0, 20)
+        assert view["analysis"]["verdict"] == "FAIL"
+        assert view["analysis"]["why"].startswith("errors"), view["analysis"]
+        assert canary.seen > 0
+        assert set(answers) == {"200"}
+        assert answers["200"] <= len(theirs.read_bytes().splitlines()) - before <= answers["200"] + 10
+        forecast = await call(stage, "GET", "/v1/services/web/forecast")
+        assert forecast["traffic"]["rate"] > 0
+        stage.stop_daemon()
+        await serve_again(stage)
+        assert await caddy.etag() == etag
+    finally:
+        await asyncio.to_thread(caddy.end)
+        await canary.stop()
+        await stage.aclose()
 
 
 # -- the plan ------------------------------------------------------------------------------------------

@@ -56,6 +56,15 @@ async def test_what_is_not_known_is_null(home: Home, tmp_path: Path) -> None:
     assert (found["traffic"]["rate"], found["traffic"]["requests"], found["suggested"]) == (0, 0, None)
 
 
+async def test_why_an_adopted_handler_is_not_logged_is_the_reason(home: Home, tmp_path: Path) -> None:
+    await logged(home, tmp_path / "access.log")
+    home.engine.trouble.say("unlogged", "its answers are not logged: somebody names the loggers")
+    assert (await home.get(FORECAST)).json["why"] == (
+        "its canaries are not judged: its answers are not logged: somebody names the loggers"
+    )
+    assert not home.engine.judged
+
+
 @pytest.mark.parametrize("within", ["soon", "0s", "-1", "9999d", "1" * 2000, ""])
 async def test_a_time_that_is_none_is_refused(home: Home, within: str) -> None:
     refused = await home.get(f"{FORECAST}?within={within}")

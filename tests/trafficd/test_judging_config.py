@@ -143,8 +143,8 @@ def test_outliers_that_cannot_be(loaded: Load, keys: str, place: str, why: str) 
     ("log", "service", "why"),
     [
         ("", "", "nothing is known of the answers without a log: set caddy.access_log"),
-        (LOGGED, 'control = "admin"\n', 'only where route = "own" and control = "slots"'),
-        (LOGGED, 'route = "adopt"\n', 'only where route = "own" and control = "slots"'),
+        (LOGGED, 'control = "admin"\n', 'not logged with control = "admin"'),
+        (LOGGED, 'route = "import"\n', "the Caddyfile is not ours to write"),
     ],
 )
 @pytest.mark.parametrize(
@@ -165,6 +165,11 @@ def test_without_a_log_nothing_can_be_judged(
     (line,) = faults(loaded, log + WEB + service + judging)
     assert line.startswith(f"services.web.{place}: ")
     assert why in line
+
+
+def test_an_adopted_handler_is_judged(loaded: Load) -> None:
+    text = f'{LOGGED}{WEB}route = "adopt"\n[services.web.outliers]\nenabled = true\n{METRIC}command = ["a"]\n'
+    assert loaded(text).services["web"].logged
 
 
 def test_workers_have_no_outliers(loaded: Load) -> None:

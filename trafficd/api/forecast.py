@@ -71,7 +71,14 @@ class ForecastApi:
         )
         # In a thread: it reads some MB, and nobody else is to wait meanwhile.
         found = await asyncio.to_thread(
-            forecast, name, operator.section, self.log, time.time(), within=within, canary=canary
+            forecast,
+            name,
+            operator.section,
+            self.log,
+            time.time(),
+            within=within,
+            canary=canary,
+            unlogged=operator.engine.trouble.unlogged,
         )
         return answer(forecast_view(found))
 

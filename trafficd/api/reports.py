@@ -91,8 +91,8 @@ def wants_page(asked: str | None, accepts: str) -> bool:
 def unjudged(rollout: Rollout, record: Record | None, operator: Operator | None) -> str:
     """Why nothing of a rollout was judged, as far as that is known."""
     policy = rollout.policy
-    if record is None and operator is not None and not operator.engine.parts.judged:
-        return "nothing is judged, because caddy.access_log is not set (or the route is not our own)"
+    if record is None and operator is not None and not operator.engine.judged:
+        return "nothing is judged, because caddy.access_log is not set, or `trafficd plan` says why not"
     if not policy.beside and not policy.watch_time:
         return (
             f"a rollout of this kind ({rollout.strategy}) is judged while its new instances are watched, and "

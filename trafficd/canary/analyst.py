@@ -98,7 +98,7 @@ class Analyst:
         wanted = {
             name: found
             for name, one in self.operators.items()
-            if one.engine.parts.judged and (found := judged(one.state)) is not None
+            if one.engine.judged and (found := judged(one.state)) is not None
         }
         for name in self._watches.keys() - wanted.keys():
             self.operators[name].engine.trouble.say("blind", "")

@@ -107,7 +107,7 @@ class Chronicle:
         """Go on with what an earlier daemon was ended in the midst of, also where it is not judged any more."""
         for name, operator in self.operators.items():
             live = operator.state.live
-            if live is not None and operator.engine.parts.judged and await self._found(live.id) is not None:
+            if live is not None and operator.engine.judged and await self._found(live.id) is not None:
                 await self._open(name, live.id, now)
 
     async def _open(self, name: str, rollout: str, now: float) -> None:

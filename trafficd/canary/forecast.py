@@ -34,12 +34,16 @@ def forecast(
     *,
     within: float = WITHIN,
     canary: Set[str] = frozenset(),
+    unlogged: str = "",
 ) -> Forecast:
-    """By the end of the access log, at `now` (s since the epoch). `canary`: the addresses of one that has a share now.
-    Blocking: it reads files and counts for some time."""
+    """By the end of the access log, at `now` (s since the epoch). `canary`: the addresses of one that has a share now;
+    `unlogged`: why its answers are not in the log, as Caddy's configuration has it. Blocking: it reads files and
+    counts for some time."""
     if not section.logged:
         how = f'route = "{section.route}"' if section.route != "own" else 'control = "admin"'
         return Forecast(service, within, f"its canaries are not judged: with {how} its requests are not logged")
+    if unlogged:
+        return Forecast(service, within, f"its canaries are not judged: {unlogged}")
     if log is None:
         return Forecast(service, within, "how much traffic it has is not known: set caddy.access_log")
     strata, errors = frozenset({"", *section.canary.strata}), Errors.of(section.canary)

@@ -151,10 +151,16 @@ def _blind(caddy: object, services: object) -> Iterator[Clash]:
                     "nothing is known of the answers without a log: set caddy.access_log to a file that Caddy may "
                     "write and trafficd may read",
                 )
-            elif get(service, "route") in ("adopt", "import") or get(service, "control") == "admin":
+            elif get(service, "route") == "import":
                 yield (
                     ("services", name, *place),
-                    'the answers are logged only where route = "own" and control = "slots"; leave it out',
+                    'the answers are not logged with route = "import", since the Caddyfile is not ours to write; leave '
+                    'it out, or set route = "adopt" or "own"',
+                )
+            elif get(service, "control") == "admin":
+                yield (
+                    ("services", name, *place),
+                    'the answers are not logged with control = "admin"; leave it out, or set control = "slots"',
                 )
 
 

@@ -315,8 +315,8 @@ class ServiceSection(Section):
 
     @property
     def logged(self) -> bool:
-        """Whether its answers are in the access log, with who gave them, where there is one."""
-        return self.route == "own" and self.control == "slots"
+        """Whether its answers are to be in the access log, with who gave them, where there is one."""
+        return self.route in ("own", "adopt") and self.control == "slots"
 
     @property
     def tls_mode(self) -> Literal["auto", "off"]:

@@ -141,7 +141,7 @@ def _late(rollout: Rollout, stage: Stage, now: float) -> bool:
 
 def _why(finding: Finding | None, world: World) -> str:
     if not world.judged:
-        return "nothing is judged, because caddy.access_log is not set (or the route is not our own)"
+        return "nothing is judged, because caddy.access_log is not set, or `trafficd plan` says why not"
     return finding.why if finding is not None else "no answers were read"
 
 
