@@ -46,6 +46,7 @@ def snapshot(service: Service) -> ev.Snapshotted:
         stable=service.stable,
         mixing=service.mixing,
         canary_percent=service.canary_percent,
+        canary_at=service.canary_at,
         shares=dict(service.shares),
         pins=dict(service.pins),
         held=service.held,

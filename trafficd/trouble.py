@@ -26,7 +26,12 @@ class Trouble:
     journal: str = ""
     bug: str = ""
 
+    def ails(self) -> list[str]:
+        """What is wrong. That answers are not logged may be how the owner of Caddy's configuration wants it."""
+        return [line for line in self.lines() if line != self.unlogged]
+
     def lines(self) -> list[str]:
+        """Whatever should be known."""
         traffic = (self.proxy, self.caddy, self.sites, self.counts)
         judging = (self.unlogged, self.blind, *self.metrics.splitlines(), self.outliers, self.report)
         known = (*traffic, *judging, *self.retired.splitlines(), self.journal, self.bug)

@@ -13,8 +13,10 @@ from click.testing import CliRunner, Result
 from proxy.accessline import Answer, Cut
 from tests.proxy import logfile
 from trafficd.canary.compare import Arms, Comparison, Settings, compare, resume
+from trafficd.canary.errors import Errors
 from trafficd.canary.replay import against_itself
 from trafficd.cli import main
+from trafficd.config.canary import CanarySection
 from trafficd.core.judge import Judge, Verdict
 
 OLD, NEW, ELSEWHERE = "10.0.0.1:80", "10.0.0.2:80", "10.0.0.9:80"
@@ -88,15 +90,42 @@ def test_an_answer_belongs_to_whoever_gave_it() -> None:
         ({"status": 200}, False),
     ],
 )
-def test_what_is_bad(changes: dict[str, object], bad: bool) -> None:
-    comparison = Comparison(ARMS, BEGAN)
+def test_what_is_an_error(changes: dict[str, object], bad: bool) -> None:
+    assert _is_error(Settings(), changes) == bad
+
+
+@pytest.mark.parametrize(
+    ("changes", "bad"),
+    [
+        ({"status": 500}, False),
+        ({"status": 503}, True),
+        ({"status": 404}, True),
+        ({"status": 200, "duration": 0.0, "cut": Cut.UPSTREAM}, False),
+        ({"latency": 2.1}, True),
+        ({"latency": 1.9, "duration": 30.0}, False),  # it had begun
+        ({"latency": 2.1, "duration": 0.0, "cut": Cut.CLIENT}, True),
+        ({"status": 499, "latency": None, "duration": 2.1, "answered": False}, True),
+        ({"status": 499, "latency": None, "duration": 1.9, "answered": False}, False),
+        # It may have waited for a slot.
+        ({"status": 499, "latency": None, "duration": 2.1, "answered": False, "retries": 3}, False),
+    ],
+)
+def test_a_service_says_itself_what_an_error_is(changes: dict[str, object], bad: bool) -> None:
+    section = CanarySection.model_validate({"errors": [503, "4xx"], "answer_within": "2s"})
+    if changes.get("status") == 499:
+        section = CanarySection.model_validate({"errors": ["503"], "answer_within": "2s"})
+    assert _is_error(Settings(errors=Errors.of(section)), changes) == bad
+
+
+def _is_error(settings: Settings, changes: dict[str, object]) -> bool:
+    comparison = Comparison(ARMS, BEGAN, settings)
     for upstream in (OLD, NEW):
         comparison.take(answer(0.5, upstream, **changes))
     comparison.pass_time(BEGAN + 5)
     errors = comparison.analysis.metrics[0]
     assert (errors.canary.total, errors.stable.total) == (1, 1)
     # Of one client, so the first of both arms counts.
-    assert errors.canary.bad + errors.stable.bad == bad
+    return errors.canary.bad + errors.stable.bad == 1
 
 
 def test_the_verdicts() -> None:
@@ -309,6 +338,9 @@ def test_a_past_canary_is_judged_again(tmp_path: Path) -> None:
     assert (view["verdict"], view["metrics"][0]["name"]) == ("FAIL", "errors")
     good = judge(str(write(tmp_path / "good.log", traffic(60))), "--canary", NEW)
     assert (good.exit_code, good.stdout[:4]) == (0, "PASS")
+    assert judge(str(log), "--canary", NEW, "--error", "503", "--error", "truncated").stdout[:4] == "PASS"
+    slow = write(tmp_path / "slow.log", traffic(20, slow=5.0))
+    assert judge(str(slow), "--canary", NEW, "--answer-within", "50ms").stdout.startswith("FAIL after")
 
 
 def test_a_stratum_of_a_past_log_is_judged_where_it_is_named(tmp_path: Path) -> None:
@@ -338,6 +370,8 @@ def test_the_stable_arm_against_itself(tmp_path: Path) -> None:
         (["/no/such", "--canary", NEW], "cannot be read"),
         (["EMPTY", "--canary", NEW], "is it the file that caddy.access_log names"),
         (["LOG", "--canary", NEW, "--alpha", "0"], "--alpha"),
+        (["LOG", "--canary", NEW, "--error", "200"], "--error: '200' is no kind of error"),
+        (["LOG", "--canary", NEW, "--answer-within", "soon"], "--answer-within"),
     ],
 )
 def test_what_cannot_be_judged(tmp_path: Path, arguments: list[str], says: str) -> None:

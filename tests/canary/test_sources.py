@@ -154,6 +154,26 @@ async def test_a_webhook_that_is_not_there() -> None:
     assert "is it there" in await refusal(source(webhook="http://127.0.0.1:1"))
 
 
+# -- both --------------------------------------------------------------------------------------------------
+
+
+async def test_headers_are_sent_as_they_are_given_and_none_of_ours_is_lost() -> None:
+    told = []
+
+    async def answer(request: web.Request) -> web.Response:
+        told.append({name: request.headers.getall(name, []) for name in ("Authorization", "Accept-Encoding")})
+        return web.Response(status=401, text="who are you?")
+
+    given = {"authorization": "Bearer t0ken", "accept-encoding": "gzip"}
+    async with serving(answer) as url:
+        for key in ({"webhook": url}, {"prometheus": url, **dict.fromkeys(QUERIES, "up")}):
+            said = await refusal(source(headers=given, **key))
+            assert "answered 401" in said
+            assert "give the metric the headers by which it knows us" in said
+            assert "t0ken" not in said
+    assert told == [{"Authorization": ["Bearer t0ken"], "Accept-Encoding": ["identity"]}] * 2
+
+
 # -- Prometheus --------------------------------------------------------------------------------------------
 
 

@@ -486,9 +486,9 @@ def test_a_share_is_never_more_than_its_percentage(data: st.DataObject) -> None:
         for version, percent in percents.items():
             got = sum(weights.get(f"{n}:{version}", 0) for n in names)
             alive = any(f"{n}/{n}:{version}" not in down for n in names)
+            assert total == slots or not got
+            assert got <= percent * slots / 100 + 1e-6
             if stable_left:
-                assert total == slots or not got
-                assert got <= percent * slots / 100 + 1e-6
                 assert got == (int(percent * slots / 100 + 1e-6) if alive else 0), "and no slot less than that"
         before = dict(weights)
 

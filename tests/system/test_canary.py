@@ -12,7 +12,9 @@ import pytest
 from tests.canary.arms import Instance, users
 from tests.system.ask import call, service, until
 from tests.system.conftest import QUICK, Raise
-from trafficd.client import Json
+from tests.system.load import load
+from tests.system.test_faults import kill
+from trafficd.client import Json, RefusedError
 from trafficd.demo.stage import Stage
 
 
@@ -31,6 +33,10 @@ async def beside(raise_stage: Raise, instance: Instance, log: Path, settings: st
 
 def verdict(view: Json) -> str | None:
     return None if view["analysis"] is None else str(view["analysis"]["verdict"])
+
+
+def errors(view: Json) -> Json:
+    return next(one for one in view["analysis"]["metrics"] if one["name"] == "errors")
 
 
 async def share(stage: Stage, percent: float) -> None:
@@ -84,8 +90,16 @@ async def test_a_canary_as_good_as_the_stable_version_keeps_its_share(raise_stag
         assert set(answers) == {"200"}
         # Another share wants a proof of its own.
         await share(stage, 50)
-        await until(stage, lambda view: view["analysis"]["verdict"] == "HOLD", 5)
-        await until(stage, lambda view: view["analysis"]["verdict"] == "PASS", 30)
+        begun = await until(stage, lambda view: view["analysis"]["verdict"] == "HOLD", 5)
+        view = await until(stage, lambda view: view["analysis"]["verdict"] == "PASS", 30)
+        seen = errors(view)["canary_total"] - errors(begun)["canary_total"]
+        # A daemon that begins later judges what was logged since the share was given.
+        kill(stage)
+        stage.start_daemon()
+        await stage.wait_socket()
+        view = await until(stage, lambda view: verdict(view) is not None)
+        assert view["analysis"]["verdict"] == "PASS", (seen, view["analysis"])
+        assert errors(view)["canary_total"] >= seen
 
 
 @pytest.mark.slow
@@ -111,3 +125,25 @@ async def test_a_canary_may_only_be_reported_on(raise_stage: Raise, tmp_path: Pa
         await until(stage, lambda view: verdict(view) == "FAIL", 20)
         await asyncio.sleep(1)
         assert (await service(stage))["canary_percent"] == 25
+
+
+@pytest.mark.slow
+async def test_with_nobody_of_the_stable_version_left_the_canary_is_not_flooded(
+    raise_stage: Raise, tmp_path: Path
+) -> None:
+    """Requests wait then, as the refusal says, and go on when somebody is back."""
+    instance = Instance()
+    async with beside(raise_stage, instance, tmp_path / "access.log") as stage:
+        await share(stage, 25)
+        await call(stage, "POST", "/v1/services/web/upstreams/a/drain")
+        with pytest.raises(RefusedError, match="requests then wait at the proxy"):
+            await call(stage, "POST", "/v1/services/web/upstreams/b/drain")
+        await call(stage, "POST", "/v1/services/web/upstreams/b/drain", force=True)
+        assert "get no more than their share" in (await until(stage, lambda view: view["panic"] is not None))["panic"]
+        before = instance.seen
+        async with load(stage.url) as result:
+            await asyncio.sleep(1)
+            assert instance.seen == before
+            await call(stage, "POST", "/v1/services/web/upstreams/b/ready")
+        assert not result.troubles()
+        assert instance.seen > before

@@ -63,6 +63,8 @@ async def test_why_an_adopted_handler_is_not_logged_is_the_reason(home: Home, tm
         "its canaries are not judged: its answers are not logged: somebody names the loggers"
     )
     assert not home.engine.judged
+    assert (await home.get("/v1/services/web")).json["trouble"], "it is said"
+    assert (await home.get("/healthz")).status == 200, "and may be how somebody wants it"
 
 
 @pytest.mark.parametrize("within", ["soon", "0s", "-1", "9999d", "1" * 2000, ""])

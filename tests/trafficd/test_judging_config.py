@@ -43,6 +43,24 @@ def test_the_defaults() -> None:
     outliers = ServiceSection().outliers
     assert (outliers.enabled, outliers.alpha, outliers.tolerance, outliers.eject_for) == (False, 0.001, 2, 30)
     assert outliers.max_ejected == Amount(percent=34)
+    canary = ServiceSection().canary
+    assert (canary.errors, canary.answer_within) == (["5xx", "truncated"], None)
+
+
+@pytest.mark.parametrize(
+    ("keys", "place", "why"),
+    [
+        ("errors = []", "errors", "at least 1 item"),
+        ('errors = ["5xx", "slow"]', "errors.1", "'slow' is no kind of error; write a status (503), a class"),
+        ("errors = [200]", "errors.0", "'200' is no kind of error"),
+        ("errors = [true]", "errors.0", "valid string"),
+        ('answer_within = "0s"', "answer_within", "greater than 0"),
+    ],
+)
+def test_what_is_no_error(loaded: Load, keys: str, place: str, why: str) -> None:
+    (fault,) = faults(loaded, WEB + f"[services.web.canary]\n{keys}\n")
+    assert fault.startswith(f"services.web.canary.{place}: ")
+    assert why in fault
 
 
 def test_metrics(loaded: Load) -> None:
@@ -75,6 +93,8 @@ def test_metrics(loaded: Load) -> None:
             ".canary_bad",
             "$windows is nothing that we could put in; there are: $window, $service",
         ),
+        ('command = ["a"]\nheaders = {A = "b"}', ".headers", "are for a webhook or prometheus"),
+        ('webhook = "http://x"\nheaders = {"A b" = "c"}', ".headers", "characters that a header must not have"),
         ('command = ["a"]\ninterval = "1ms"', ".interval", "greater than or equal to 0.1"),
         ('command = ["a"]\ntimeout = 0', ".timeout", "greater than 0"),
         ('command = ["a"]\ncolour = "red"', ".colour", "no such key"),

@@ -319,7 +319,7 @@ class Api:
         return answer(schema.EventList(events=[views.event_view(entry) for entry in entries]))
 
     async def healthz(self, request: web.Request) -> web.StreamResponse:
-        lines = [line for op in self.operators.values() for line in op.engine.trouble.lines()]
+        lines = [line for op in self.operators.values() for line in op.engine.trouble.ails()]
         ok = not lines
         # Without a token only whether it is well: the lines name paths and addresses.
         trouble = [] if request.get(guarding.STRANGER) else lines

@@ -21,6 +21,7 @@ from proxy.errors import ProxyError
 from trafficd.canary.chronicle import Chronicle
 from trafficd.canary.compare import Arms, Comparison, Settings, resume
 from trafficd.canary.ejector import Ejector
+from trafficd.canary.errors import Errors
 from trafficd.canary.outside import Outside
 from trafficd.config import ServiceSection
 from trafficd.core.judge import Verdict
@@ -228,6 +229,7 @@ def _settings(section: ServiceSection) -> Settings:
     return Settings(
         canary.alpha,
         canary.limit,
+        Errors.of(canary),
         sticky=section.affinity != "none",
         outside=tuple(metric.name for metric in canary.metrics),
         required=frozenset(metric.name for metric in canary.metrics if metric.required),

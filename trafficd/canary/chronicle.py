@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from proxy.accessline import Answer, Cut
-from trafficd.canary.compare import USERS, Comparison, Route, is_error
+from trafficd.canary.compare import USERS, Comparison, Route
+from trafficd.canary.errors import Errors
 from trafficd.core import stages
 from trafficd.core.judged import Judged
 from trafficd.core.model import Direction, Rollout, StepKey, StepKind
@@ -52,10 +53,12 @@ class _Kept:
     written_at: float = 0.0
     due: bool = True
     closed: bool = False
+    strata: Set[str] = field(init=False)  # that are judged beside the users'
+    errors: Errors = field(init=False)
 
-    @property
-    def strata(self) -> list[str]:
-        return self.operator.section.canary.strata
+    def __post_init__(self) -> None:
+        canary = self.operator.section.canary
+        self.strata, self.errors = frozenset(canary.strata), Errors.of(canary)
 
 
 @dataclass
@@ -151,7 +154,7 @@ class Chronicle:
         began = None if answer.cut is not Cut.NO and not answer.duration else answer.at - answer.duration
         if tenure is not None and tenure.covers(answer.at if began is None else began):
             with self._apart():
-                kept.course.take(answer.client, began=began, ended=answer.at, bad=is_error(answer))
+                kept.course.take(answer.client, began=began, ended=answer.at, bad=kept.errors.met(answer))
 
     def judged(self, name: str, found: Judged, comparison: Comparison, now: float) -> None:
         """What the judge says now."""

@@ -1,10 +1,9 @@
 """One canary beside its stable version, from single answers to a verdict. Pure.
 
-An answer belongs to the arm of the upstream that gave it. It is bad when it is a 5xx (Caddy's own 502 and 504 for that
-upstream are), or when the upstream cut it short. A client that left is the client's affair. What testers and our own
-load generators sent is another stratum, and left out; where it is named, it is judged in ticks of its own. Each tick's
-factor holds given that tick's counts, so the evidence of all strata may be multiplied, which counts pooled over them
-could not be: one stratum has more errors than another, and another share.
+An answer belongs to the arm of the upstream that gave it, and may be an error (`trafficd.canary.errors`) or slow. What
+testers and our own load generators sent is another stratum, and left out; where it is named, it is judged in ticks of
+its own. Each tick's factor holds given that tick's counts, so the evidence of all strata may be multiplied, which
+counts pooled over them could not be: one stratum has more errors than another, and another share.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from proxy.accessline import Answer
+from trafficd.canary.errors import STANDARD, Errors
 from trafficd.core.analysis import ERRORS, Analysis, Counts, Panel
 from trafficd.core.judge import Verdict
 from trafficd.core.latency import Thresholds, freeze
@@ -56,6 +56,7 @@ class Settings:
 
     alpha: float = 0.01
     limit: float | None = None
+    errors: Errors = STANDARD
     sticky: bool = False
     outside: tuple[str, ...] = ()
     required: frozenset[str] = frozenset()
@@ -159,7 +160,7 @@ class Comparison:
         return worst if worst is not None and _excess(worst) > 0 else None
 
     def _bad(self, answer: Answer) -> frozenset[str]:
-        if is_error(answer):
+        if self.settings.errors.met(answer):
             return frozenset({ERRORS})
         time = answer.latency  # neither the wait for a slot nor a slow client is the version's doing
         return frozenset() if time is None or self._thresholds is None else self._thresholds.slow(time)
@@ -182,11 +183,6 @@ class Comparison:
         self.analysis = analysis
         if analysis.verdict is Verdict.FAIL and self.failed_at is None:
             self.failed_at = at
-
-
-def is_error(answer: Answer) -> bool:
-    """Whether an answer is bad whatever the others are."""
-    return answer.truncated or answer.status >= 500
 
 
 def _route(name: str, counts: Counter[str]) -> Route:

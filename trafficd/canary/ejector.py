@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from proxy.accessline import Answer
-from trafficd.canary.compare import is_error
+from trafficd.canary.errors import Errors
 from trafficd.core.events import UpstreamEjected
 from trafficd.core.outliers import Outliers, Rules, ejection, judged
 from trafficd.errors import TrafficdError
@@ -27,6 +27,7 @@ class Ejector:
     operators: Mapping[str, Operator]
     blind: str = ""
     _outliers: dict[str, Outliers] = field(init=False)  # by service, of those that want it
+    _errors: dict[str, Errors] = field(init=False)
     _ids: dict[str, dict[str, str]] = field(default_factory=dict, init=False)  # of a service's addresses
 
     def __post_init__(self) -> None:
@@ -35,6 +36,7 @@ class Ejector:
             for name, one in self.operators.items()
             if one.section.outliers.enabled
         }
+        self._errors = {name: Errors.of(self.operators[name].section.canary) for name in self._outliers}
 
     @property
     def wanted(self) -> bool:
@@ -48,7 +50,7 @@ class Ejector:
             return
         name = self._ids.get(answer.service, {}).get(answer.upstream)
         if name is not None:
-            outliers.take(answer.at, name, answer.client, bad=is_error(answer))
+            outliers.take(answer.at, name, answer.client, bad=self._errors[answer.service].met(answer))
 
     async def turn(self, now: float) -> None:
         """Judge what was taken until now (seconds since the epoch)."""

@@ -6,6 +6,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from trafficd.canary.errors import Errors
 from trafficd.canary.recent import Recent, measure
 from trafficd.config import ServiceSection
 from trafficd.core.outlook import Outlook, outlook
@@ -45,7 +46,8 @@ def forecast(
         return Forecast(service, within, f"its canaries are not judged: {unlogged}")
     if log is None:
         return Forecast(service, within, "how much traffic it has is not known: set caddy.access_log")
-    found = measure(log, service, now, strata=frozenset({"", *section.canary.strata}), canary=canary)
+    strata, errors = frozenset({"", *section.canary.strata}), Errors.of(section.canary)
+    found = measure(log, service, now, strata=strata, canary=canary, errors=errors)
     if isinstance(found, str):
         return Forecast(service, within, f"how much traffic it has is not known: {found}")
     if not found.requests:

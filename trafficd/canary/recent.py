@@ -12,7 +12,7 @@ from pathlib import Path
 from proxy.accessline import Answer
 from proxy.accesslog import Follower, before_end
 from proxy.errors import ProxyError
-from trafficd.canary.compare import is_error
+from trafficd.canary.errors import STANDARD, Errors
 
 WINDOW = 300.0  # s that are looked at
 TAIL = 4 << 20  # bytes of the log that are read for it
@@ -43,7 +43,13 @@ class Recent:
 
 
 def measure(
-    path: Path, service: str, now: float, *, strata: Set[str] = frozenset({""}), canary: Set[str] = frozenset()
+    path: Path,
+    service: str,
+    now: float,
+    *,
+    strata: Set[str] = frozenset({""}),
+    canary: Set[str] = frozenset(),
+    errors: Errors = STANDARD,
 ) -> Recent | str:
     """The requests of these strata at `now` (s since the epoch), or why nothing is known of them. `canary`: addresses
     whose answers say nothing of the stable version. Blocking."""
@@ -53,11 +59,17 @@ def measure(
         return str(error)
     if answers is None:
         return f"Caddy writes no access log at {path}: may its user write there?"
-    return recent(answers, service, now, strata=strata, canary=canary)
+    return recent(answers, service, now, strata=strata, canary=canary, errors=errors)
 
 
 def recent(
-    answers: Iterable[Answer], service: str, now: float, *, strata: Set[str], canary: Set[str] = frozenset()
+    answers: Iterable[Answer],
+    service: str,
+    now: float,
+    *,
+    strata: Set[str],
+    canary: Set[str] = frozenset(),
+    errors: Errors = STANDARD,
 ) -> Recent | str:
     """The same from answers in the order of the log, of all services: the first one says since when we know."""
     listed = list(answers)
@@ -75,7 +87,7 @@ def recent(
         max(seconds, 1e-3),
         len(mine),
         len(stable),
-        sum(map(is_error, stable)),
+        sum(map(errors.met, stable)),
         len({one.client for one in mine}),
     )
 

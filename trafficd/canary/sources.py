@@ -19,6 +19,9 @@ from trafficd.canary.readings import NoReadingError, Question, Reading, answered
 from trafficd.child import OUTPUT_LIMIT, Child
 from trafficd.config.metrics import QUERIES, MetricSection
 
+_KEPT_OUT = (401, 403)
+_UNKNOWN = "give the metric the headers by which it knows us"
+
 
 class Source(Protocol):
     """Asked for one window at a time. Raises `NoReadingError`."""
@@ -33,9 +36,10 @@ def source_of(section: MetricSection) -> Source:
     if section.command is not None:
         return Program(section.command, section.timeout)
     if section.webhook is not None:
-        return Webhook(section.webhook, section.timeout)
+        return Webhook(section.webhook, section.timeout, section.headers)
     assert section.prometheus is not None, "a metric has a source"
-    return Prometheus(section.prometheus, dict(zip(QUERIES, section.queries, strict=True)), section.timeout)
+    queries = dict(zip(QUERIES, section.queries, strict=True))
+    return Prometheus(section.prometheus, queries, section.timeout, section.headers)
 
 
 @dataclass
@@ -79,16 +83,18 @@ class Webhook:
 
     url: str
     timeout: float
+    headers: Mapping[str, str]
     _http: Http = field(init=False)
 
     def __post_init__(self) -> None:
-        self._http = Http()
+        self._http = Http(self.headers)
 
     async def ask(self, question: Question) -> Reading:
         async with _within(self.timeout, self.url):
             status, said = await self._http.post(self.url, question.body)
         if status != 200:
-            raise NoReadingError(f"{self.url} answered {status}, not 200: {quoted(said)}; see its own log")
+            remedy = _UNKNOWN if status in _KEPT_OUT else "see its own log"
+            raise NoReadingError(f"{self.url} answered {status}, not 200: {quoted(said)}; {remedy}")
         return answered(said)
 
     async def aclose(self) -> None:
@@ -102,10 +108,11 @@ class Prometheus:
     url: str
     queries: Mapping[str, str]  # by the names of `QUERIES`
     timeout: float
+    headers: Mapping[str, str]
     _http: Http = field(init=False)
 
     def __post_init__(self) -> None:
-        self._http = Http()
+        self._http = Http(self.headers)
 
     async def ask(self, question: Question) -> Reading:
         place, numbers = f"{self.url.rstrip('/')}/api/v1/query", []
@@ -114,7 +121,8 @@ class Prometheus:
                 query = question.filled_in(self.queries[key])
                 status, said = await self._http.get(place, {"query": query, "time": f"{question.until:.3f}"})
                 if status not in (200, 400, 422, 503):  # the others are not Prometheus's own
-                    raise NoReadingError(f"{place} answered {status}: {quoted(said)}; is it Prometheus's address?")
+                    remedy = _UNKNOWN if status in _KEPT_OUT else "is it Prometheus's address?"
+                    raise NoReadingError(f"{place} answered {status}: {quoted(said)}; {remedy}")
                 numbers.append(sample(key, said))
         return Reading(*numbers)
 
@@ -123,9 +131,10 @@ class Prometheus:
 
 
 class Http:
-    """Requests whose answers are small. The client is made with the first one, and takes no proxy of ours."""
+    """Requests with the user's headers, and small answers. The client is made with the first one, without a proxy."""
 
-    def __init__(self) -> None:
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = headers
         self._client: httpx.AsyncClient | None = None
 
     async def post(self, url: str, body: bytes) -> tuple[int, bytes]:
@@ -146,7 +155,8 @@ class Http:
         if self._client is None:
             self._client = httpx.AsyncClient(trust_env=False, timeout=None, follow_redirects=False)
         # As it is: what a small answer unpacks to may be large.
-        told = {"Accept": "application/json", "Accept-Encoding": "identity", **headers}
+        told = httpx.Headers(dict(self._headers))
+        told.update({"Accept": "application/json", "Accept-Encoding": "identity", **headers})
         try:
             async with self._client.stream(method, url, content=content, params=params, headers=told) as response:
                 return response.status_code, await _body(url, response)

@@ -7,14 +7,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
+from pydantic import ValidationError
 
 from proxy.errors import AddressError
 from proxy.model import parse_dial
 from trafficd import show
 from trafficd.canary import replay
 from trafficd.canary.compare import Arms, Comparison, Settings, compare
+from trafficd.canary.errors import Errors
 from trafficd.client import Json
 from trafficd.commands.common import NOT_ACHIEVED, exit_status, to_json
+from trafficd.config.canary import CanarySection
+from trafficd.config.faults import reason
 from trafficd.core.analysis import Metric
 from trafficd.core.judge import Verdict
 from trafficd.errors import ConfigError
@@ -38,6 +42,8 @@ _SHARE = 0.05  # of the part that is taken for a canary, where there was none
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="A rate of errors that the canary must not exceed, whatever the stable version has.",
 )
+@click.option("--error", "kinds", multiple=True, help='What an error is: "503", "5xx", "truncated"; repeatable.')
+@click.option("--answer-within", "within", metavar="TIME", help="An answer that begins later is an error, too.")
 @click.option("--sticky", is_flag=True, help="A cookie or the client's address chose the arm, not chance.")
 @click.option("--stratum", "strata", multiple=True, help="Judge these requests too, such as verify's load; repeatable.")
 @click.option("--aa", is_flag=True, help="Split the stable arm in two at random, and tell how often that fails.")
@@ -50,6 +56,8 @@ def judge(
     service: str | None,
     alpha: float,
     limit: float | None,
+    kinds: tuple[str, ...],
+    within: str | None,
     sticky: bool,
     strata: tuple[str, ...],
     aa: bool,
@@ -67,7 +75,7 @@ def judge(
             raise ConfigError("give --canary ADDR, the address that the new version ran at, or --aa")
         past = replay.load(log, service)
         arms = replay.arms_of(past.answers, _canaries(addresses), frozenset(strata))
-        settings = Settings(alpha, limit, sticky)
+        settings = Settings(alpha, limit, _errors(kinds, within), sticky)
         if aa:
             found = _alarms(past, arms, settings, runs, seed)
             click.echo(to_json(found) if as_json else _alarms_text(found))
@@ -79,6 +87,16 @@ def judge(
         click.echo(to_json(view) if as_json else "\n".join(_lines(view)))
         if comparison.analysis.verdict is Verdict.FAIL:
             sys.exit(NOT_ACHIEVED)
+
+
+def _errors(kinds: Sequence[str], within: str | None) -> Errors:
+    given = {"errors": list(kinds) or None, "answer_within": within}
+    try:
+        return Errors.of(CanarySection(**{key: value for key, value in given.items() if value is not None}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--error" if first["loc"][0] == "errors" else "--answer-within"
+        raise ConfigError(f"{option}: {reason(first)}") from error
 
 
 def _canaries(addresses: Sequence[str]) -> frozenset[str]:

@@ -4,6 +4,7 @@ answers; and what a strategy makes of a policy."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -20,9 +21,21 @@ from trafficd.core.model import Inconclusive, Order, Policy, Stage
 STRATEGIES = ("rolling", "canary", "blue_green", "rainbow", "hold")
 BESIDE = ("canary", "blue_green", "rainbow")  # the new version beside the old one
 DEFAULT_STEPS = (1.0, 5.0, 25.0, 50.0, 100.0)
+TRUNCATED = "truncated"
+DEFAULT_ERRORS = ("5xx", TRUNCATED)
+
+
+def _error_kind(text: str) -> str:
+    if not re.fullmatch(rf"[45]\d\d|[45]xx|{TRUNCATED}", text):
+        raise ValueError(f'{text[:80]!r} is no kind of error; write a status (503), a class ("5xx"), or "{TRUNCATED}"')
+    return text
+
 
 Part = Annotated[float, Field(gt=0, lt=1)]
 Stratum = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,40}$")]  # longer ones are cut in the log
+ErrorKind = Annotated[
+    str, BeforeValidator(lambda value: str(value) if type(value) is int else value), AfterValidator(_error_kind)
+]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
@@ -91,6 +104,8 @@ class CanarySection(Section):
     on_inconclusive: Inconclusive = Inconclusive.ABORT
     alpha: Part = 0.01
     limit: Part | None = None
+    errors: list[ErrorKind] = Field(default_factory=lambda: list(DEFAULT_ERRORS), min_length=1)
+    answer_within: Positive | None = None  # s; None: an answer may begin when it likes
     on_fail: Literal["abort", "report"] = "abort"
     strata: list[Stratum] = Field(default_factory=list)  # judged beside the users, which have no name
     metrics: list[MetricSection] = Field(default_factory=list)

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from trafficd.config import values
 from trafficd.config.faults import Clash, Section, doubles, get, items
-from trafficd.config.values import Argv, Name, Positive
+from trafficd.config.values import Argv, Headers, Name, Positive
 from trafficd.core.analysis import ERROR_LIMIT, ERRORS, IN_FLIGHT
 
 SOURCES = ("command", "webhook", "prometheus")
@@ -45,6 +45,7 @@ class MetricSection(Section):
     command: Argv | None = None
     webhook: Annotated[str, AfterValidator(values.url)] | None = None
     prometheus: Annotated[str, AfterValidator(values.url)] | None = None
+    headers: Headers = Field(default_factory=dict)
     canary_good: Query | None = None
     canary_bad: Query | None = None
     stable_good: Query | None = None
@@ -65,6 +66,8 @@ class MetricSection(Section):
                 yield (key,), "is needed with prometheus: a query that gives one number"
             if "prometheus" not in sources and given.get(key) is not None:
                 yield (key,), "is a query for prometheus, which is not given"
+        if given.get("headers") and sources == ["command"]:
+            yield ("headers",), "are for a webhook or prometheus, and a command is asked over no HTTP"
 
     @property
     def queries(self) -> tuple[str, ...]:

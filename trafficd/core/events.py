@@ -256,6 +256,7 @@ class Snapshotted:
     carried: tuple[str, ...] = ()
     shares: dict[str, float] = field(default_factory=dict)
     pins: dict[str, str] = field(default_factory=dict)
+    canary_at: float | None = None
     type: Literal["snapshotted"] = "snapshotted"
 
 

@@ -12,7 +12,7 @@ from trafficd.core.routing import instances
 @dataclass(frozen=True)
 class Judged:
     """`canary`: versions by address; `stable`: addresses. `step`: another one wants a PASS of its own. `rollout` and
-    `stage` say what goes on with that, where it is a rollout, and `since` (s) when the stage began."""
+    `stage` say what goes on with that, where it is a rollout, and `since` (s) when the stage or the share began."""
 
     canary: Mapping[str, str | None]
     stable: frozenset[str]
@@ -31,11 +31,17 @@ def judged(service: Service) -> Judged | None:
         return _beside(service, live)
     if live is not None:
         return _watched(service, live) if live.policy.watch_time else None
-    if not service.canary_percent:
-        return None
+    percent, canary = by_hand(service)
+    return Judged(canary, _regular(service), ("", percent), since=service.canary_at) if canary else None
+
+
+def by_hand(service: Service) -> tuple[float, Mapping[str, str | None]]:
+    """The share, in percent, that was given by hand, and the versions by address that have it; none while a rollout
+    is live."""
+    if not service.canary_percent or service.live is not None:
+        return 0.0, {}
     others = [u for u in _serving(service) if not service.regular(u) and u.version not in service.shares]
-    canary = {u.serving or "": u.version for u in others}
-    return Judged(canary, _regular(service), ("", service.canary_percent)) if canary else None
+    return service.canary_percent, {u.serving or "": u.version for u in others}
 
 
 def _beside(service: Service, live: Rollout) -> Judged | None:

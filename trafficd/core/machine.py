@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from trafficd.core import beside, queue, rollouts, upstreams
 from trafficd.core import events as ev
+from trafficd.core.judged import by_hand
 from trafficd.core.model import Freeze, Maintenance, Service
 
 _T = TypeVar("_T")
@@ -27,6 +28,13 @@ def fold(service: Service, history: Iterable[tuple[float, ev.Event]]) -> Service
 
 def advance(service: Service, at: float, event: ev.Event) -> Service:
     """The state after one event that happened at `at`."""
+    after = _after(service, at, event)
+    # Whatever it was that changed who has the share: what was asked there before says nothing of what is there now.
+    same = by_hand(after) == by_hand(service) or isinstance(event, ev.Snapshotted)  # which says it itself
+    return after if same else replace(after, canary_at=at)
+
+
+def _after(service: Service, at: float, event: ev.Event) -> Service:
     match event:
         case (
             ev.UpstreamAdded()
@@ -124,6 +132,7 @@ def _restored(service: Service, event: ev.Snapshotted) -> Service:
         stable=event.stable,
         mixing=event.mixing,
         canary_percent=event.canary_percent,
+        canary_at=event.canary_at,
         shares=event.shares,
         pins=event.pins,
         held=event.held,

@@ -8,7 +8,8 @@ Rules, in order:
    look dead the routing stays as it is: probes that see nobody alive are more often wrong than right (the panic
    threshold). An ejected one (`outliers`) counts as not up, unless no other is.
 4. Versions beside the stable one have their own shares, of whole slots, rounded down: never more, whatever happens to
-   the stable ones. While a rollout moves a share, the others have no more than what it leaves.
+   the stable ones. While a rollout moves a share, the others have no more than what it leaves. Where no stable one is
+   left, requests wait at the proxy: it looks for a slot until it has found one, so whoever had one would get them all.
 5. When there is no candidate at all, whoever serves now keeps serving: old news beats no answer.
 """
 
@@ -23,6 +24,10 @@ from trafficd.core.place import address
 
 _HAND = ""  # the group of versions whose share was set by hand, for all of them together
 _EPSILON = 1e-6  # of a slot: what a percentage may lose by being no binary fraction
+_UNSHARED = (
+    "no instance of the stable version is up, and those beside it get no more than their share, so requests "
+    "wait at the proxy: make one ready, or give another version 100 %"
+)
 PREVIEW = "preview"  # the pin that leads to what a rollout is about to give a share
 
 
@@ -56,6 +61,8 @@ def route(service: Service, world: World) -> Routing:
     # Where nobody of the stable version is left, the others go on as before, but where they have a share of their own.
     chosen, panic = _alive(regular, regular if groups else serving, world)
     stable = _dials(chosen)
+    if groups and not stable and sum(group.percent for group in groups) < 100 - _EPSILON:
+        return Routing({}, panic or _UNSHARED, pins)
     if groups:
         return Routing(_apportioned(groups, stable, world), panic, pins)
     return Routing(
@@ -137,7 +144,7 @@ def _pins(service: Service, world: World) -> dict[str, dict[str, int]]:
 
 
 def _apportioned(groups: Sequence[Group], stable: Sequence[str], world: World) -> dict[str, int]:
-    """Whole slots per address. What rounding leaves over is the stable version's, where one of it is in traffic."""
+    """Whole slots per address. What rounding leaves over is the stable version's, where one of it is in service."""
     weights: dict[str, int] = {}
     for group in groups:
         weights |= _split(int(group.percent * world.slots / 100 + _EPSILON), group.dials, world)

@@ -40,6 +40,7 @@ class Service:
     mixing: str | None = None  # a second version that may receive traffic beside the stable one
     carried: tuple[str, ...] = ()  # versions of rollouts that did not get to their end, and still serve
     canary_percent: float | None = None  # of the versions that have no share of their own
+    canary_at: float | None = None  # since when these instances have this share (s since the epoch)
     shares: Mapping[str, float] = field(default_factory=dict)  # in percent, of versions beside the stable one
     pins: Mapping[str, str] = field(default_factory=dict)  # the version that a pin leads to
     held: bool = False
