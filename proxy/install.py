@@ -25,7 +25,7 @@ from proxy.handler import (
 from proxy.maintenance import StaticAnswer
 from proxy.proof import Probing, free_port, keep, probe, probing_for, proof_of, shown_by_traffic
 from proxy.slots import SlotDirectory
-from proxy.ways import Adopted, ByAdmin, Imported, Way
+from proxy.ways import ByAdmin, Imported, Way
 
 
 @dataclass
@@ -76,7 +76,7 @@ def wanted(
             continue
         if notes:
             told.notes[way.route.service] = notes
-        if isinstance(way, Adopted | Imported) and (why := way.unlogged(edited)) is not None:
+        if (why := way.unlogged(edited)) is not None:
             told.unlogged[way.route.service] = why
         told.placed = told.placed or not isinstance(way, Imported)
         if probing is not None and not isinstance(way, ByAdmin):

@@ -46,6 +46,10 @@ class Way(Protocol):
         """Whether requests of this service go where we say."""
         ...
 
+    def unlogged(self, config: Json | None) -> str | None:
+        """Why its answers are not in the access log though they are to be, in words; None where nothing is wrong."""
+        ...
+
     def leave(self, config: Json | None, weights: Mapping[str, int]) -> Json:
         """The configuration with plain upstreams of these weights, for Caddy to go on without us.
 
@@ -71,6 +75,9 @@ class Own:
     def present(self, config: Json | None) -> bool:
         return handler.present(config, self.route)
 
+    def unlogged(self, config: Json | None) -> str | None:
+        return None
+
     def leave(self, config: Json | None, weights: Mapping[str, int]) -> Json:
         return adopt.leave(config, self.route, weights)
 
@@ -90,7 +97,6 @@ class Adopted:
         return adopt.as_wanted(config, self.route)
 
     def unlogged(self, config: Json | None) -> str | None:
-        """Why its answers are not in the access log though they are to be, in words."""
         return adopt.unlogged(config, self.route)
 
     def leave(self, config: Json | None, weights: Mapping[str, int]) -> Json:
@@ -113,7 +119,6 @@ class Imported:
         return adopt.adopted(config, self.route)
 
     def unlogged(self, config: Json | None) -> str | None:
-        """Why its answers are not in the access log though they are to be, in words."""
         return import_log.unlogged(config, self.route)
 
     def leave(self, config: Json | None, weights: Mapping[str, int]) -> Json:
@@ -143,6 +148,9 @@ class ByAdmin:
 
     def present(self, config: Json | None) -> bool:
         return admin_route.present(config, self.route)
+
+    def unlogged(self, config: Json | None) -> str | None:
+        return None
 
     def leave(self, config: Json | None, weights: Mapping[str, int]) -> Json:
         return adopt.leave(config, self.route, weights)

@@ -203,8 +203,9 @@ class Link:
         """Compare a configuration that changed with what we need; whether it was all there."""
         present = {name for name, one in self.services.items() if one.way.present(config)}
         left = {name for name, one in self.services.items() if one.engine.state.left}
-        for name in (present - left) & self._tied:
-            self.services[name].engine.trouble.say("caddy", "")
+        for one in (self.services[name] for name in (present - left) & self._tied):
+            one.engine.trouble.say("caddy", "")
+            one.engine.trouble.say("unlogged", one.way.unlogged(config) or "")
         if fresh := present - left - self._tied:  # somebody else brought them there
             await self._try(fresh)
         for name in present & left:  # the daemon ended before it had left

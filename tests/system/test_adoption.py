@@ -316,6 +316,53 @@ async def test_a_canary_behind_an_adopted_handler_is_judged_by_what_it_answered(
         await stage.aclose()
 
 
+@pytest.mark.slow
+async def test_a_canary_behind_an_imported_snippet_is_judged_once_the_snippet_has_the_log(tmp_path: Path) -> None:
+    stage = Stage(instances=2, settings=QUICK, managed=False, stands='route = "import"')
+    caddy, canary, theirs = StrangersCaddy(stage, scheme="http"), Instance("errors"), tmp_path / "theirs.log"
+
+    def site(inside: str) -> str:
+        settings = f"{{\nadmin 127.0.0.1:{stage.admin_port}\n}}\n"
+        log = f"log {{\noutput file {theirs}\n}}"
+        return f"{settings}http://x:{stage.public} {{\n{log}\n{inside}\n}}\n"
+
+    async def bring() -> None:
+        file = caddy.home / "web.caddy"
+        file.write_text(snippet(stage))
+        await caddy.reload(site(f"import {file}"))
+
+    try:
+        stage.start_instances()
+        await caddy.start(site(f"reverse_proxy {stage.dial(0)} {stage.dial(1)}"))
+        stage.start_daemon()
+        await stage.wait_socket()
+        await bring()
+        await until(lambda: taken_over(stage))
+        stage.stop_daemon()
+        stage.caddy = f'access_log = "{tmp_path}/access.log"'
+        stage.start_daemon()
+        await stage.wait_socket()
+        view = await state_until(stage, lambda view: bool(view["trouble"]))
+        assert "Write it again with `trafficd caddyfile web`" in view["trouble"][0]
+        await bring()
+        await until(lambda: taken_over(stage))
+        await canary.start()
+        await call(stage, "POST", "/v1/services/web/upstreams", id="c", dial=canary.dial, version="v2")
+        await state_until(stage, lambda view: view["upstreams"][-1]["health"] == "up")
+        before = len(theirs.read_bytes().splitlines())
+        async with users(stage.public) as answers:
+            await asyncio.sleep(2)
+            await call(stage, "PUT", "/v1/services/web/canary", percent=25)
+            view = await state_until(stage, lambda view: view["canary_percent"] == 0, 20)
+        assert view["analysis"]["why"].startswith("errors"), view["analysis"]
+        assert set(answers) == {"200", "500"}
+        assert sum(answers.values()) <= len(theirs.read_bytes().splitlines()) - before, "the site's own log goes on"
+    finally:
+        await asyncio.to_thread(caddy.end)
+        await canary.stop()
+        await stage.aclose()
+
+
 # -- the plan ------------------------------------------------------------------------------------------
 
 
