@@ -50,9 +50,8 @@ _FIELDS = frozenset({"service", "stratum", "upstream", "retries", "answered", "a
 _DROPPED = ("request>headers", "request>proto", "request>host", "request>remote_ip", "resp_headers")
 _DROPPED_TOO = ("user_id", "bytes_read", "err_id", "err_trace")
 _PATH_LENGTH = 200
-_PORT = re.compile(
-    r"^[^:\[]*:[^:]*$|\]:[^:]*$"
-)  # no host that Caddy compares has one, and no logger may be named by one
+# A host with a port: Caddy compares none, and refuses to name a logger by one.
+_PORT = re.compile(r"^[^:\[]*:[^:]*$|\]:[^:]*$")
 
 
 # -- in a route ----------------------------------------------------------------------------------------
