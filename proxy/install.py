@@ -23,7 +23,8 @@ from proxy.handler import (
     take_out,
 )
 from proxy.maintenance import StaticAnswer
-from proxy.proof import Probing, free_port, keep, probe, probing_for, proof_of, shown_by_traffic
+from proxy.ports import free_port, ports_of
+from proxy.proof import Probing, keep, probe, probing_for, proof_of, shown_by_traffic
 from proxy.slots import SlotDirectory
 from proxy.ways import ByAdmin, Imported, Way
 
@@ -53,6 +54,7 @@ class Household:
     slots_path: str = ""
     answers: Sequence[tuple[Route, StaticAnswer]] = ()  # for maintenance; written together with any service
     port: int = 0  # where these are to be given, unless they are given somewhere already
+    taken: frozenset[int] = frozenset()  # ports that are somebody's
 
 
 def wanted(
@@ -103,7 +105,7 @@ async def install(
     """
     before, _ = await admin.config()
     proof = await proof_of(admin, root_in_caddy or str(root))
-    probing = probing_for(before, root, root_in_caddy, proof)
+    probing = probing_for(before, root, root_in_caddy, proof, claimed(ways, household))
     edited, told = wanted(before, ways, probing, household)
     if told.proving and edited != before and wanted(before, ways, None, household)[0] == before:
         routes = [way.route for way in ways if isinstance(way, Imported) and way.present(before)]
@@ -139,9 +141,15 @@ async def _undo(admin: Admin, ways: Sequence[Way], before: Json | None, written:
         await admin.edit(back)
 
 
-def maintenance_port(slots_path: str) -> int:
-    """Where the static answers of whoever has these slots are given."""
-    return free_port(f"maintenance {slots_path}")
+def claimed(ways: Sequence[Way], household: Household | None) -> frozenset[int]:
+    """Ports that are not for a new server of our own, whether anybody listens there now or not."""
+    listened = frozenset(ports_of(address for way in ways for address in way.route.listen))
+    return listened if household is None else listened | household.taken | {household.port}
+
+
+def maintenance_port(slots_path: str, taken: frozenset[int]) -> int:
+    """Where the static answers of whoever has these slots are given; none of the ports that are `taken`."""
+    return free_port(f"maintenance {slots_path}", taken)
 
 
 def prepare_root(root: Path, services: Sequence[SlotDirectory]) -> list[str]:

@@ -15,9 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import socket
-import zlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +25,11 @@ from proxy.admin import TOO_OLD, Admin
 from proxy.errors import CaddyTooOldError, ProxyError, SlotError, SlotsNotResolvedError
 from proxy.handler import PROBE_ID, Json, server_port, static_dials
 from proxy.model import NOBODY
+from proxy.ports import free_port, listened_on
 from proxy.slots import SlotDirectory
 
 PROBE_FILE = ".probe"
 PROOF_FILE = ".proved"
-_PORTS = range(20_000, 32_000)  # below what Linux gives to outgoing connections
 _TIMEOUT = 5.0  # s for one probe
 _LISTENING = 2.0  # s that Caddy may take until a new server of its listens
 _LOOKING = 4.0  # s that traffic is looked at for
@@ -53,13 +51,18 @@ async def proof_of(admin: Admin, path: str) -> str | None:
     return None if started is None else f"{started} {path}"
 
 
-def probing_for(config: Json | None, root: Path, root_in_caddy: str | None, proof: str | None) -> Probing | None:
-    """The probe's server that is there, or is needed; None where all is proved."""
+def probing_for(
+    config: Json | None, root: Path, root_in_caddy: str | None, proof: str | None, taken: Set[int]
+) -> Probing | None:
+    """The probe's server that is there, or is needed; None where all is proved. `taken`: ports that are somebody's."""
+    taken = taken | listened_on(config, but=PROBE_ID)
     port = server_port(config, PROBE_ID)
+    if port in taken:
+        port = None  # somebody wants it by now
     if port is None and proof is not None and _proved(root) == proof:
         return None
     path = f"{root_in_caddy or root}/{PROBE_FILE}"
-    return Probing(port or free_port(path), path)
+    return Probing(port or free_port(path, taken), path)
 
 
 async def keep(root: Path, proof: str | None) -> None:
@@ -175,14 +178,3 @@ def _write(file: Path, text: str) -> None:
         scratch.rename(file)
     except OSError as error:
         raise SlotError(f"{file} cannot be written: {error.strerror}. Is the disk full, or not ours?") from error
-
-
-def free_port(purpose: str | None = None) -> int:
-    """A port that nobody listens on now, and that no outgoing connection will be given: Caddy must be able to listen
-    there again whenever it is restarted. For the same purpose the same one, while it is free."""
-    while True:
-        number = secrets.randbelow(len(_PORTS)) if purpose is None else zlib.crc32(purpose.encode()) % len(_PORTS)
-        with socket.socket() as trial, contextlib.suppress(OSError):
-            trial.bind(("127.0.0.1", _PORTS.start + number))
-            return _PORTS.start + number
-        purpose = None

@@ -50,7 +50,7 @@ from trafficd.swap.process import CommandRunner, Runner
 from trafficd.swap.remote import RemoteRunner
 from trafficd.swap.systemd.driver import SystemdDriver
 from trafficd.unrouted import NoPool
-from trafficd.ways import slots_root, static_answer, way_of
+from trafficd.ways import ports_in, slots_root, static_answer, way_of
 
 log = logging.getLogger("trafficd.compose")
 
@@ -282,16 +282,11 @@ class Composer:
             known = self.engines[name].state.upstreams.get(upstream)
             return known.dial if known is not None else ""
 
-        driver = DockerDriver(docker, engines, engine_of, dial_of, routed=section.routed, reserved=_ports(self.config))
+        driver = DockerDriver(
+            docker, engines, engine_of, dial_of, routed=section.routed, reserved=ports_in(self.config)
+        )
         self._docker.append((driver, engines))
         return driver
-
-
-def _ports(config: Config) -> set[int]:
-    """Ports that upstreams of any service have by the configuration."""
-    upstreams = [one for section in config.services.values() for one in section.upstreams]
-    dials = [dial for one in upstreams for dial in (one.dial, one.spare_dial) if dial is not None]
-    return {int(dial.rpartition(":")[2]) for dial in dials}
 
 
 def _certificates(docker: DockerSection) -> Certificates | None:

@@ -38,7 +38,7 @@ from trafficd.report.shelf import Shelf
 from trafficd.retention import keep_short
 from trafficd.store.sqlite import SqliteJournal, StateLock
 from trafficd.verify.verifier import Verifier
-from trafficd.ways import slots_root
+from trafficd.ways import ports_in, slots_root
 
 log = logging.getLogger("trafficd.daemon")
 
@@ -64,6 +64,7 @@ class Daemon:
         self._sites = Sites(self._admin, state / "sites.json")
         self._caddy = CaddyServer(state / "caddy", caddy.admin) if caddy.managed else None
         self._link = Link(self._admin, slots_root(self.config), caddy.slots_path, self._caddy, self._sites)
+        self._link.taken = ports_in(self.config)
         self._composer = Composer(self.config, self._admin, self._journal, self._link)
         self._verifier = Verifier(self._composer.operators, self._journal)
         self._shelf = Shelf(state / "reports")

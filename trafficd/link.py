@@ -72,6 +72,7 @@ class Link:
     sites: Sites | None = None
     services: dict[str, Linked] = field(default_factory=dict)
     former: frozenset[str] = frozenset()  # services that had a route once
+    taken: frozenset[int] = frozenset()  # ports that the configuration gives to somebody
     tried: asyncio.Event = field(default_factory=asyncio.Event)
     _unfit: str | None = None  # the process of Caddy that was proved unfit
     _etag: str = ""  # of the configuration that was looked at last
@@ -147,8 +148,8 @@ class Link:
 
     async def _written(self, ways: Sequence[Way]) -> Installed:
         """One write for all of them; where Caddy refuses it, one for each, so that none keeps the others out."""
-        path, port = self._slots_path, maintenance_port(self._slots_path)
-        household = Household(self.services.keys(), self.former, path, self._answers(), port)
+        path, port = self._slots_path, maintenance_port(self._slots_path, self.taken)
+        household = Household(self.services.keys(), self.former, path, self._answers(), port, self.taken)
         try:
             return await install(self.admin, ways, self.root, self.root_in_caddy, household)
         except ConfigConflictError:
@@ -310,7 +311,7 @@ class Link:
         """The address of Caddy's own static answer for a service. Raises `ProxyError` where it cannot be given."""
         linked = self.services[name]
         address = ""
-        port = maintenance_port(self._slots_path)
+        port = maintenance_port(self._slots_path, self.taken)
 
         def change(config: Json | None) -> Json:
             nonlocal address

@@ -11,13 +11,13 @@ from functools import partial
 from proxy.admin import Admin
 from proxy.admin_pool import COST
 from proxy.difference import difference
-from proxy.install import Household, maintenance_port, wanted
+from proxy.install import Household, claimed, maintenance_port, wanted
 from proxy.proof import probing_for, proof_of
 from proxy.snippet import snippet
 from proxy.ways import ByAdmin, Imported, Way
 from trafficd.config import Config
 from trafficd.errors import ConflictError, NotFoundError
-from trafficd.ways import slots_root, static_answer, way_of
+from trafficd.ways import ports_in, slots_root, static_answer, way_of
 
 ONE_WRITE = (
     "One change of Caddy's configuration. It loses the requests that are just arriving on kept-alive connections, of "
@@ -77,9 +77,10 @@ async def preview(
     root, elsewhere = slots_root(config), config.caddy.slots_path
     path = elsewhere or str(root)
     proof = await proof_of(admin, path)
-    probing = probing_for(present, root, elsewhere, proof)
     answers = [(way.route, static_answer(config.services[name])) for name, way in ways.items()]
-    household = Household(_routed(config), gone, path, answers, maintenance_port(path))
+    taken = ports_in(config)
+    household = Household(_routed(config), gone, path, answers, maintenance_port(path, taken), taken)
+    probing = probing_for(present, root, elsewhere, proof, claimed(list(ways.values()), household))
     edited, told = wanted(present, list(ways.values()), probing, household)
     lines = tuple(difference(present or {}, edited))
     services = tuple(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from proxy.handler import Route, Transport
 from proxy.maintenance import StaticAnswer
+from proxy.ports import ports_of
 from proxy.ways import Adopted, ByAdmin, Imported, Own, Way
 from trafficd.config import Config, ServiceSection
 
@@ -33,6 +34,14 @@ def way_of(name: str, config: Config, weights: Callable[[], Mapping[str, int]] =
             return Imported(route)
         case _:
             return Own(route)
+
+
+def ports_in(config: Config) -> frozenset[int]:
+    """The ports that the services listen on and the upstreams run at, by the configuration."""
+    sections = config.services.values()
+    dials = [dial for section in sections for one in section.upstreams for dial in (one.dial, one.spare_dial)]
+    listened = [address for section in sections for address in section.listen]
+    return frozenset(ports_of([*filter(None, dials), *listened]))
 
 
 def _route_of(name: str, section: ServiceSection, slots_path: str) -> Route:

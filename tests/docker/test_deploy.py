@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 import trustme
 
-from proxy.proof import free_port
+from proxy.ports import free_port
 from tests.docker.engine import Counting, Dockerd, needs_docker
 from tests.docker.registry import Registry
 from tests.docker.stage import DockerStage, program

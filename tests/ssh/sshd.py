@@ -14,7 +14,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from proxy.proof import free_port
+from proxy.ports import free_port
 from trafficd.ssh.host import Host
 from trafficd.ssh.settings import Settings
 from trafficd.swap import supervise

@@ -72,7 +72,7 @@ async def load(
     specs = [
         (gets, RequestSpec(f"{url}/"), qps),
         (posts, RequestSpec(f"{url}/orders", "POST", body=b"x" * 500), qps),
-        (slow, RequestSpec(f"{url}/slow?seconds=0.8", "POST", body=b"report"), None),
+        (slow, RequestSpec(f"{url}/slow?seconds=0.8", "POST", body=b"report"), 2),
     ]
     tasks = [
         asyncio.create_task(

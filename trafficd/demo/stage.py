@@ -23,7 +23,7 @@ from typing import cast
 
 import orjson
 
-from proxy.proof import free_port
+from proxy.ports import free_port
 from proxy.server import CaddyServer
 from trafficd.client import Client, Json
 from trafficd.demo import replace
