@@ -131,7 +131,7 @@ async def test_a_new_instance_is_watched_before_the_next_is_touched(raise_stage:
 @pytest.mark.slow
 async def test_what_is_put_back_gets_its_weight_in_even_steps(raise_stage: Raise) -> None:
     stage = await raise_stage(service='slow_start = "4s"')
-    await until(stage, lambda view: all(one["share"] > 32 for one in view["upstreams"]))
+    await asyncio.sleep(4)  # all began together: while the others are on their way, too, a share may fall
     async with load(stage.url, sockets=2, qps=25) as result:
         await call(stage, "POST", "/v1/services/web/upstreams/a/drain")
         await call(stage, "POST", "/v1/services/web/upstreams/a/ready")
