@@ -10,12 +10,12 @@ import sys
 
 import uvloop
 
-from tests.bench import blindness, canary, drain, endurance, fleet, generator, hold, idle, many, rolling, shift
+from tests.bench import blindness, canary, drain, endurance, fleet, generator, hold, idle, judge, many, rolling, shift
 from tests.bench.figure import Figure
 
 PARTS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (shift, drain, rolling, fleet, idle, many, generator, endurance, blindness, canary, hold)
+    for module in (shift, drain, rolling, fleet, idle, many, generator, endurance, blindness, canary, judge, hold)
 }
 
 
