@@ -34,6 +34,16 @@ def cgroup_root() -> Path | None:
 
 
 AVAILABLE = os.geteuid() == 0 and SYSTEMD.exists() and shutil.which("setpriv") is not None and cgroup_root() is not None
+_OF_ROOT = "/run/user/0"
+_USER_MANAGER = f"""[Service]
+Type=notify
+Environment=XDG_RUNTIME_DIR={_OF_ROOT} HOME={_OF_ROOT}
+Environment=SYSTEMD_UNIT_PATH={_OF_ROOT}/.config/systemd/user:/etc/systemd/user
+ExecStartPre=mkdir -p {_OF_ROOT}
+ExecStart={SYSTEMD} --user
+Delegate=yes
+KillMode=mixed
+"""
 needs_systemd = pytest.mark.skipif(not AVAILABLE, reason="needs root, systemd and cgroup v2")
 
 
@@ -103,10 +113,17 @@ class Machine:
         if text.startswith("#!"):
             target.chmod(0o755)
 
-    def active(self, pattern: str) -> list[str]:
-        """The units of such a name that are active."""
-        listed = self.ctl("list-units", "--plain", "--no-legend", "--state=active", pattern, check=False)
-        return sorted(line.split()[0] for line in listed.splitlines())
+    def user_ctl(self, *words: str, check: bool = True) -> str:
+        """Of the manager of root's own units (`start_user_manager`)."""
+        return self.run("env", f"XDG_RUNTIME_DIR={_OF_ROOT}", "systemctl", "--user", "--no-pager", *words, check=check)
+
+    def start_user_manager(self) -> None:
+        """What a login, or `loginctl enable-linger`, starts: there is no logind here."""
+        self.write("/etc/systemd/system/user@.service", _USER_MANAGER)
+        for name in ("basic", "default", "sockets", "shutdown", "exit"):
+            self.write(f"/etc/systemd/user/{name}.target", "[Unit]\nDefaultDependencies=no\n")
+        self.ctl("daemon-reload")
+        self.ctl("start", "user@0")
 
     def journal(self) -> str:
         return self.run("journalctl", "-q", "--no-pager", "-n", "80", "-o", "short-precise", check=False)

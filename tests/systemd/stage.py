@@ -38,11 +38,22 @@ def from_readme(path: str) -> str:
 
 @dataclass
 class Units(Stage):
-    """`template`: the unit of a version at a port. The daemon is a unit of the machine, too, where it is `inside`."""
+    """`template`: the unit of a version at a port; `user`: of a user's manager. The daemon is a unit of the machine,
+    too, where it is `inside`."""
 
     machine: Machine = field(kw_only=True)
     template: str = "web@{port}"
+    user: bool = False
     inside: bool = True
+
+    def ctl(self, *words: str, check: bool = True) -> str:
+        """`systemctl` of the manager that has the instances."""
+        return self.machine.user_ctl(*words, check=check) if self.user else self.machine.ctl(*words, check=check)
+
+    def active(self, pattern: str) -> list[str]:
+        """The units of such a name that are active."""
+        listed = self.ctl("list-units", "--plain", "--no-legend", "--state=active", pattern, check=False)
+        return sorted(line.split()[0] for line in listed.splitlines())
 
     def unit(self, dial: str, version: str = "") -> str:
         return f"{self.template.format(port=dial.rpartition(':')[2], version=version)}.service"
@@ -65,7 +76,7 @@ class Units(Stage):
         for index in range(self.instances):
             dial = self.dial(index)
             self.machine.write(f"/etc/web/{dial.rpartition(':')[2]}.env", f"VERSION={self.version}\n")
-            self.machine.ctl("enable", "--now", self.unit(dial, self.version))
+            self.ctl("enable", "--now", self.unit(dial, self.version))
 
     def start_daemon(self) -> None:
         if not self.inside:
@@ -95,5 +106,5 @@ class Units(Stage):
             self.machine.ctl("stop", "trafficd", check=False)
         else:
             self.stop_daemon(signal.SIGINT)
-        for unit in self.machine.active(self.template.format(port="*", version="*") + ".service"):
-            self.machine.ctl("disable", "--now", unit, check=False)
+        for unit in self.active(self.template.format(port="*", version="*") + ".service"):
+            self.ctl("disable", "--now", unit, check=False)

@@ -52,7 +52,7 @@ async def called_off(stage: Units, version: str) -> Json:
     """A rollout that is given up, without a revert, while systemd starts its first unit."""
     rollout, units = begin(stage, version), [stage.unit(stage.dial(index), version) for index in range(2)]
     client = stage.client()
-    while "activating" not in stage.machine.ctl("is-active", *units, check=False).split():
+    while "activating" not in stage.ctl("is-active", *units, check=False).split():
         view = await asyncio.to_thread(client.call, "GET", f"/v1/rollouts/{rollout}")
         assert view["state"] == "running", (view, stage.machine.journal())
         await asyncio.sleep(0.05)
@@ -109,7 +109,7 @@ async def test_in_place(machine: Machine) -> None:
         missing = await deploy(stage, "v4")
         assert missing["state"] == "failed"
         assert "there is no such unit" in missing["reason"], missing["reason"]
-        assert machine.active("web@*") == sorted([stage.unit(first), stage.unit(second)])
+        assert stage.active("web@*") == sorted([stage.unit(first), stage.unit(second)])
         assert stage.told(first).endswith("VERSION=v3")
 
 
@@ -145,8 +145,8 @@ async def test_the_version_in_the_name(machine: Machine) -> None:
         first, second = stage.dial(0), stage.dial(1)
         await asyncio.sleep(SLOW)
         assert stage.starts("slow") == 0, "systemd did not go on with it"
-        left = second if stage.unit(second, "v2") in machine.active("shop-*") else first
-        assert machine.active("shop-*") == [stage.unit(left, "v2")]
+        left = second if stage.unit(second, "v2") in stage.active("shop-*") else first
+        assert stage.active("shop-*") == [stage.unit(left, "v2")]
         for version, enabled in (("v1", "disabled"), ("gone", "disabled"), ("slow", "disabled"), ("v2", "enabled")):
             assert machine.ctl("is-enabled", stage.unit(left, version), check=False) == enabled
 
@@ -175,8 +175,30 @@ async def test_beside_the_old_one_over_ssh(machine: Machine) -> None:
         assert "no such table: users" in crashed["reason"], crashed["reason"]
         assert "on 127.0.0.1" in crashed["reason"]
         assert not result.troubles()
-        assert machine.active("web@*") == new
+        assert stage.active("web@*") == new
         assert [machine.ctl("is-enabled", unit, check=False) for unit in [*old, *new]] == [
             *("disabled", "disabled"),
             *("enabled", "enabled"),
         ]
+
+
+async def test_the_units_of_a_user(machine: Machine) -> None:
+    """`scope = "user"`: the same of `systemctl --user`, and of a user's own journal."""
+    machine.start_user_manager()
+    machine.write(UNIT.replace("/system/", "/user/"), from_readme(UNIT).replace("multi-user", "default"))
+    machine.user_ctl("daemon-reload")
+    async with raised(machine, "user", user=True, settings=settings(f'{BY_FILE}\nscope = "user"')) as stage:
+        units = sorted(stage.unit(stage.dial(index)) for index in range(2))
+        stage.release("v2")
+        stage.release("bad", before="echo no such table: users >&2; exit 70")
+        async with load(stage.url) as result:
+            rollout = await deploy(stage, "v2")
+            crashed = await deploy(stage, "bad")
+        assert rollout["state"] == "succeeded", (rollout, stage.daemon_log(), machine.journal())
+        assert crashed["state"] == "reverted"
+        assert "no such table: users" in crashed["reason"], crashed["reason"]
+        assert "status=70" in output(crashed), "systemd's own words"
+        assert not result.troubles()
+        assert versions(stage) == {"a": "v2", "b": "v2"}
+        assert stage.active("web@*") == units
+        assert machine.ctl("is-active", *units, check=False).split() == ["inactive"] * 2, "none of the system's"
