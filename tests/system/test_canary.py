@@ -118,6 +118,22 @@ async def test_a_log_that_cannot_be_read_is_no_evidence_and_that_is_said(raise_s
 
 
 @pytest.mark.slow
+async def test_a_log_that_is_removed_while_it_is_read_is_judged_and_that_is_said(
+    raise_stage: Raise, tmp_path: Path
+) -> None:
+    instance, log = Instance(), tmp_path / "access.log"
+    async with beside(raise_stage, instance, log) as stage, users(stage.public):
+        await share(stage, 25)
+        await until(stage, lambda view: verdict(view) is not None and errors(view)["canary_total"] > 0)
+        log.unlink()  # Caddy writes on, and we read on
+        view = await until(stage, lambda view: bool(view["trouble"]))
+        assert "what is still written into it is judged" in view["trouble"][0]
+        instance.mode = "hang"
+        view = await until(stage, lambda view: view["canary_percent"] == 0, 20)
+        assert view["analysis"]["why"].startswith("in_flight"), view["analysis"]
+
+
+@pytest.mark.slow
 async def test_a_canary_may_only_be_reported_on(raise_stage: Raise, tmp_path: Path) -> None:
     settings = QUICK + '[services.web.canary]\non_fail = "report"\n'
     async with beside(raise_stage, Instance("errors"), tmp_path / "access.log", settings) as stage, users(stage.public):

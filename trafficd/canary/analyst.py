@@ -38,6 +38,7 @@ _COUNT_TIME = 1.0  # s that a count may take
 _PAST = 4 << 20  # bytes before the end of the log that say what is slow
 _KEPT = 5_000  # answers of a service from before its canary
 _ACTOR = "judge"
+_ANEW = "Caddy goes on with a removed file until it rolls it or is restarted; a daemon that begins later cannot read it"
 
 
 @dataclass
@@ -88,11 +89,11 @@ class Analyst:
                 self._say(f"unexpected {type(error).__name__} (please report; the log has it): {error}")
             await asyncio.sleep(_PAUSE)
 
-    def _say(self, text: str) -> None:
-        """Why the answers of the canaries cannot be judged; empty where they can."""
+    def _say(self, text: str, warning: str = "") -> None:
+        """Why the answers of the canaries cannot be judged; where they can, what may be wrong all the same."""
         self._ejector.blind = text
         for name in self._watches:
-            self.operators[name].engine.trouble.say("blind", text and f"the canary is not judged: {text}")
+            self.operators[name].engine.trouble.say("blind", f"the canary is not judged: {text}" if text else warning)
 
     async def _turn(self) -> None:
         wanted = {
@@ -129,8 +130,14 @@ class Analyst:
         except ProxyError as error:
             self._say(str(error))
             return
-        missing = f"Caddy writes no access log at {self.path}: may its user write there?"
-        self._say(missing if self._follower.missing else "")
+        if not self._follower.missing:
+            self._say("")
+        elif self._follower.position is None:
+            self._say(
+                f"Caddy writes no access log at {self.path}: may its user write there, or was it removed? {_ANEW}"
+            )
+        else:
+            self._say("", f"the access log {self.path} was removed; what is still written into it is judged. {_ANEW}")
         for answer in answers:
             watch = self._watches.get(answer.service)
             if watch is not None:
@@ -142,7 +149,7 @@ class Analyst:
     @property
     def _behind(self) -> bool:
         """Whether the log holds more than was read."""
-        return self._follower is None or self._follower.missing or self._follower.behind > 0
+        return self._follower is None or self._follower.position is None or self._follower.behind > 0
 
     def _watch(self, name: str, found: Judged, now: float) -> _Watch:
         """The watch of what is to be judged now of a service."""
