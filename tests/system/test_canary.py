@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.system.ask import call, service, until
 from tests.system.conftest import QUICK, Raise
 from tests.system.load import load
 from tests.system.test_faults import kill
+from tests.system.test_full_disk import run
 from trafficd.client import Json, RefusedError
 from trafficd.demo.stage import Stage
 
@@ -131,6 +133,26 @@ async def test_a_log_that_is_removed_while_it_is_read_is_judged_and_that_is_said
         instance.mode = "hang"
         view = await until(stage, lambda view: view["canary_percent"] == 0, 20)
         assert view["analysis"]["why"].startswith("in_flight"), view["analysis"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
+async def test_a_log_whose_disk_is_full_is_no_evidence_and_that_is_said(raise_stage: Raise, tmp_path: Path) -> None:
+    instance, disk = Instance("errors"), tmp_path / "disk"
+    disk.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk))
+    try:
+        async with beside(raise_stage, instance, disk / "access.log") as stage, users(stage.public):
+            (disk / "fill").write_bytes(b"x" * os.statvfs(disk).f_bavail * 4096)
+            await asyncio.sleep(1)
+            await share(stage, 10)
+            view = await until(stage, lambda view: bool(view["trouble"]))
+            assert "its disk is full: make room there" in view["trouble"][0]
+            assert view["analysis"]["verdict"] == "HOLD"
+            (disk / "fill").unlink()
+            await until(stage, lambda view: view["canary_percent"] == 0, 20)
+    finally:
+        run("umount", "-l", str(disk))
 
 
 @pytest.mark.slow

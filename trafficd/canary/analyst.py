@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
@@ -126,11 +127,13 @@ class Analyst:
         try:
             if self._follower is None:
                 self._follower = await asyncio.to_thread(_open, self.path)
-            answers = await asyncio.to_thread(self._follower.read)
+            answers, full = await asyncio.to_thread(_next, self._follower)
         except ProxyError as error:
             self._say(str(error))
             return
-        if not self._follower.missing:
+        if full:
+            self._say(f"Caddy cannot write the access log {self.path}, as its disk is full: make room there")
+        elif not self._follower.missing:
             self._say("")
         elif self._follower.position is None:
             self._say(
@@ -246,6 +249,18 @@ def _settings(section: ServiceSection) -> Settings:
 def _same(before: Judged, now: Judged) -> bool:
     """Whether it is the same canary: that of one rollout, whose instances come one by one; or the same instances."""
     return before.rollout == now.rollout and (now.rollout is not None or before.canary == now.canary)
+
+
+def _next(follower: Follower) -> tuple[list[Answer], bool]:
+    """What is new in the log; and, where nothing is, whether that is for want of room on its disk. Blocking."""
+    answers = follower.read()
+    if answers:
+        return answers, False
+    try:
+        disk = os.statvfs(follower.path.parent)
+    except OSError:
+        return answers, False
+    return answers, disk.f_blocks > 0 and disk.f_bavail == 0
 
 
 def _open(path: Path) -> Follower:
