@@ -205,9 +205,14 @@ def rollout(view: Json) -> str:
     for step in view["steps"]:
         if step["ok"] is False and step["output"]:
             lines.append(f"  output of {step['step']} {step['upstream'] or ''}:")
-            lines += [f"    {line}" for line in step["output"].splitlines()[-10:]]
+            lines += [f"    {_harmless(line)}" for line in step["output"].splitlines()[-10:]]
     lines += [f"  waits for {_wait(wait)}" for wait in view["waits"]]
     return "\n".join(lines)
+
+
+def _harmless(line: str) -> str:
+    """A line that a program wrote, which may repeat what a stranger sent it, without what a terminal would obey."""
+    return "".join(one if one.isprintable() else " " for one in line)
 
 
 def _cut(step: Json) -> str:

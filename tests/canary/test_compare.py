@@ -194,6 +194,13 @@ def test_the_worst_route_is_where_the_canary_fails_more_than_the_stable_version(
     assert Comparison(ARMS, BEGAN).worst is None
 
 
+def test_what_strangers_ask_for_cannot_steer_the_terminal_of_who_reads_of_it() -> None:
+    comparison = Comparison(ARMS, BEGAN)
+    comparison.take(answer(0.0, NEW, path="/\x9b31m\u202e<é>/x", status=500))
+    assert comparison.worst is not None
+    assert comparison.worst.name == "GET /?31m?<é>"
+
+
 # -- strata ------------------------------------------------------------------------------------------------
 
 LOAD = Arms(frozenset({NEW}), frozenset({OLD}), frozenset({"verify"}))

@@ -176,6 +176,44 @@ def test_a_share_set_by_hand_is_not_lowered_by_the_next_stage() -> None:
     assert sim.run().phase is Phase.SUCCEEDED
 
 
+@pytest.mark.parametrize("wish", [Inconclusive.ABORT, Inconclusive.PROMOTE])
+def test_what_was_set_to_nothing_by_hand_gets_nothing_by_itself(wish: Inconclusive) -> None:
+    """A PASS from before it, and a deadline, are no reason."""
+    sim = fleet_of(2, spare=True)
+    sim.verdict = Verdict.PASS
+    start(sim, canary(on_inconclusive=wish), strategy="canary")
+    advance_to(sim, 0)
+    sim.record(ev.CanarySet("web", 0.0))
+    sim.now += 99
+    (wait,) = sim.settle().waits
+    assert "trafficd canary web PERCENT" in wait.what
+    assert share(sim) == 0
+    assert wait.until == (sim.now + 1 if wish is Inconclusive.ABORT else None)
+    if wish is Inconclusive.ABORT:
+        sim.now += 1
+        assert "set to 0 by hand" in str(sim.run().failure)
+        return
+    sim.now += 100
+    sim.settle()
+    assert share(sim) == 0
+    sim.record(ev.CanarySet("web", 20.0))
+    advance_to(sim, 1)
+    assert sim.run().phase is Phase.SUCCEEDED
+
+
+def test_all_traffic_that_was_taken_away_by_hand_stays_away() -> None:
+    sim = fleet_of(2, spare=True)
+    start(sim, canary((Stage(100, 10),)), strategy="blue_green")
+    advance_to(sim, 0)
+    sim.record(ev.Promoted("web", "r1"))
+    sim.record(ev.CanarySet("web", 0.0))
+    sim.now += 1000
+    sim.settle()
+    assert share(sim) == 0
+    sim.record(ev.Promoted("web", "r1"))
+    assert sim.run().phase is Phase.SUCCEEDED
+
+
 def test_an_abort_takes_all_traffic_at_once_and_retires_the_new_instances() -> None:
     sim = fleet_of(3, spare=True)
     sim.verdict = Verdict.PASS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.system.ask import call, service, until
 from tests.system.conftest import QUICK, Raise
 from tests.system.load import load
 from tests.system.test_faults import kill
+from tests.system.test_full_disk import run
 from trafficd.client import Json, RefusedError
 from trafficd.demo.stage import Stage
 
@@ -115,6 +117,42 @@ async def test_a_log_that_cannot_be_read_is_no_evidence_and_that_is_said(raise_s
         await asyncio.sleep(2)
         view = await service(stage)
         assert (view["canary_percent"], view["analysis"]["verdict"]) == (10, "HOLD")
+
+
+@pytest.mark.slow
+async def test_a_log_that_is_removed_while_it_is_read_is_judged_and_that_is_said(
+    raise_stage: Raise, tmp_path: Path
+) -> None:
+    instance, log = Instance(), tmp_path / "access.log"
+    async with beside(raise_stage, instance, log) as stage, users(stage.public):
+        await share(stage, 25)
+        await until(stage, lambda view: verdict(view) is not None and errors(view)["canary_total"] > 0)
+        log.unlink()  # Caddy writes on, and we read on
+        view = await until(stage, lambda view: bool(view["trouble"]))
+        assert "what is still written into it is judged" in view["trouble"][0]
+        instance.mode = "hang"
+        view = await until(stage, lambda view: view["canary_percent"] == 0, 20)
+        assert view["analysis"]["why"].startswith("in_flight"), view["analysis"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
+async def test_a_log_whose_disk_is_full_is_no_evidence_and_that_is_said(raise_stage: Raise, tmp_path: Path) -> None:
+    instance, disk = Instance("errors"), tmp_path / "disk"
+    disk.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk))
+    try:
+        async with beside(raise_stage, instance, disk / "access.log") as stage, users(stage.public):
+            (disk / "fill").write_bytes(b"x" * os.statvfs(disk).f_bavail * 4096)
+            await asyncio.sleep(1)
+            await share(stage, 10)
+            view = await until(stage, lambda view: bool(view["trouble"]))
+            assert "its disk is full: make room there" in view["trouble"][0]
+            assert view["analysis"]["verdict"] == "HOLD"
+            (disk / "fill").unlink()
+            await until(stage, lambda view: view["canary_percent"] == 0, 20)
+    finally:
+        run("umount", "-l", str(disk))
 
 
 @pytest.mark.slow

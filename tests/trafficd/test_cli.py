@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 from proxy.model import InFlight
 from tests.trafficd.conftest import Begin
 from tests.trafficd.home import A, Home, Json, section
+from trafficd import show
 from trafficd.api.guard import Guard
 from trafficd.cli import main
 
@@ -129,6 +130,14 @@ async def test_a_rollout_that_was_reverted_exits_1(home: Home) -> None:
     home.driver.fails["v2"] = "no such image"
     result = await trafficd(home, "deploy", "web", "v2", "--json")
     assert (result.exit_code, only_json(result)["state"]) == (1, "reverted")
+
+
+def test_what_a_program_wrote_cannot_steer_the_terminal() -> None:
+    """A container's log repeats what strangers send it."""
+    step = {"step": "gate", "upstream": "a", "ok": False, "output": "\x1b[2Jé\x9b31m\u202e\nlast", "cut": None}
+    told = {"id": "r-1", "service": "web", "version": "v2", "state": "failed", "ended_at": 1.0, "seconds": 1.0}
+    text = show.rollout({**told, "reason": "", "warnings": [], "steps": [step], "waits": []})
+    assert text.splitlines()[1:] == ["  output of gate a:", "     [2Jé 31m ", "    last"]
 
 
 async def test_a_drain_that_cut_requests_exits_1(home: Home) -> None:

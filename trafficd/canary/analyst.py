@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ _COUNT_TIME = 1.0  # s that a count may take
 _PAST = 4 << 20  # bytes before the end of the log that say what is slow
 _KEPT = 5_000  # answers of a service from before its canary
 _ACTOR = "judge"
+_ANEW = "Caddy goes on with a removed file until it rolls it or is restarted; a daemon that begins later cannot read it"
 
 
 @dataclass
@@ -88,11 +90,11 @@ class Analyst:
                 self._say(f"unexpected {type(error).__name__} (please report; the log has it): {error}")
             await asyncio.sleep(_PAUSE)
 
-    def _say(self, text: str) -> None:
-        """Why the answers of the canaries cannot be judged; empty where they can."""
+    def _say(self, text: str, warning: str = "") -> None:
+        """Why the answers of the canaries cannot be judged; where they can, what may be wrong all the same."""
         self._ejector.blind = text
         for name in self._watches:
-            self.operators[name].engine.trouble.say("blind", text and f"the canary is not judged: {text}")
+            self.operators[name].engine.trouble.say("blind", f"the canary is not judged: {text}" if text else warning)
 
     async def _turn(self) -> None:
         wanted = {
@@ -125,12 +127,20 @@ class Analyst:
         try:
             if self._follower is None:
                 self._follower = await asyncio.to_thread(_open, self.path)
-            answers = await asyncio.to_thread(self._follower.read)
+            answers, full = await asyncio.to_thread(_next, self._follower)
         except ProxyError as error:
             self._say(str(error))
             return
-        missing = f"Caddy writes no access log at {self.path}: may its user write there?"
-        self._say(missing if self._follower.missing else "")
+        if full:
+            self._say(f"Caddy cannot write the access log {self.path}, as its disk is full: make room there")
+        elif not self._follower.missing:
+            self._say("")
+        elif self._follower.position is None:
+            self._say(
+                f"Caddy writes no access log at {self.path}: may its user write there, or was it removed? {_ANEW}"
+            )
+        else:
+            self._say("", f"the access log {self.path} was removed; what is still written into it is judged. {_ANEW}")
         for answer in answers:
             watch = self._watches.get(answer.service)
             if watch is not None:
@@ -142,7 +152,7 @@ class Analyst:
     @property
     def _behind(self) -> bool:
         """Whether the log holds more than was read."""
-        return self._follower is None or self._follower.missing or self._follower.behind > 0
+        return self._follower is None or self._follower.position is None or self._follower.behind > 0
 
     def _watch(self, name: str, found: Judged, now: float) -> _Watch:
         """The watch of what is to be judged now of a service."""
@@ -239,6 +249,18 @@ def _settings(section: ServiceSection) -> Settings:
 def _same(before: Judged, now: Judged) -> bool:
     """Whether it is the same canary: that of one rollout, whose instances come one by one; or the same instances."""
     return before.rollout == now.rollout and (now.rollout is not None or before.canary == now.canary)
+
+
+def _next(follower: Follower) -> tuple[list[Answer], bool]:
+    """What is new in the log; and, where nothing is, whether that is for want of room on its disk. Blocking."""
+    answers = follower.read()
+    if answers:
+        return answers, False
+    try:
+        disk = os.statvfs(follower.path.parent)
+    except OSError:
+        return answers, False
+    return answers, disk.f_blocks > 0 and disk.f_bavail == 0
 
 
 def _open(path: Path) -> Follower:

@@ -169,6 +169,8 @@ class Comparison:
         if arm is Arm.CANARY and len(self.clients) < _MOST_CLIENTS:
             self.clients.add(answer.client)
         name = f"{answer.method} /{answer.path.split('/', 2)[1] if answer.path.startswith('/') else ''}"
+        if not name.isprintable():  # anybody may ask for anything, and it is shown in a terminal
+            name = "".join(one if one.isprintable() else "?" for one in name)
         if name not in self._routes and len(self._routes) >= _MOST_ROUTES:
             name = "(others)"
         counts = self._routes.setdefault(name, Counter())

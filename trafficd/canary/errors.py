@@ -50,7 +50,7 @@ STANDARD = errors(DEFAULT_ERRORS)
 
 def _waited(answer: Answer) -> float:
     """How long the upstream let a client wait, in s. Waiting for a slot is not its doing, and is in the duration of a
-    request that had to be tried again."""
+    request that had to be tried again. The upload of a body cannot be told apart: Caddy's clock runs meanwhile."""
     if answer.latency is not None:
         return answer.latency
     return 0.0 if answer.answered or answer.retries else answer.duration

@@ -113,7 +113,9 @@ def _share_event(service: Service, event: ev.CanarySet | ev.ShareSet | ev.PinSet
             live = service.live
             if live is None or not live.policy.beside:
                 return replace(service, canary_percent=percent)
-            return replace(service, shares={**service.shares, live.version: percent})
+            # Who takes it all away, after a promote too, is not overruled by that.
+            live = replace(live, promoted=live.promoted and percent > 0)
+            return replace(service, shares={**service.shares, live.version: percent}, rollout=live)
         case ev.ShareSet(version=version, percent=share):
             return replace(service, shares=_with(service.shares, version, share))
         case ev.PinSet(pin=pin, version=pinned):

@@ -8,7 +8,10 @@ but nothing ever goes on over one.
 Nor does anything go on while a new instance is down: who has its share does not tell how it would do with more. Where
 all of them are down, or one for as long as a gate may take, the rollout is given up.
 
-Invariant: the share only grows, a version with a FAIL never gets more, and nobody flips to what is down.
+A share that somebody has set to 0 by hand is theirs to give again (`trafficd canary`, a promote): no PASS of before,
+and no deadline, moves traffic to what was taken out of it on purpose.
+
+Invariant: the share only grows by itself, a version with a FAIL never gets more, and nobody flips to what is down.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from trafficd.core.model import Finding, Health, Inconclusive, Rollout, Service,
 from trafficd.core.routing import instances
 
 _PERSON = "`trafficd promote` goes on, `trafficd abort` gives up"
+_WITHDRAWN = "its share was set to 0 by hand"
 
 
 def stage_of(rollout: Rollout) -> Stage | None:
@@ -41,7 +45,7 @@ def next_event(service: Service, rollout: Rollout, world: World, now: float) -> 
         return None
     if rollout.promoted and number < last:
         return _begin(service, rollout, last)
-    outcome = _outcome(rollout, stage, world, now)
+    outcome = _outcome(service, rollout, stage, world, now)
     if isinstance(outcome, str):
         return ev.FailureNoted(rollout.service, rollout.id, outcome)
     if not outcome:
@@ -56,7 +60,7 @@ def over(service: Service, rollout: Rollout, world: World, now: float) -> bool:
     stage = stage_of(rollout)
     if stage is None or rollout.stage != len(rollout.policy.stages) - 1:
         return not rollout.policy.stages
-    return _outcome(rollout, stage, world, now) is True
+    return _outcome(service, rollout, stage, world, now) is True
 
 
 def waits_for_person(rollout: Rollout, now: float) -> bool:
@@ -78,9 +82,9 @@ def _began(rollout: Rollout) -> float:
     return rollout.stage_at + rollout.stage_idle
 
 
-def _outcome(rollout: Rollout, stage: Stage, world: World, now: float) -> bool | str:
+def _outcome(service: Service, rollout: Rollout, stage: Stage, world: World, now: float) -> bool | str:
     """Whether the stage is over; or, in words, why the rollout is."""
-    finding = finding_of(rollout, world)
+    finding, withdrawn = finding_of(rollout, world), _withdrawn(service, rollout, stage)
     if _failed(rollout, world):
         return False
     if rollout.passed >= (rollout.stage or 0):
@@ -91,13 +95,24 @@ def _outcome(rollout: Rollout, stage: Stage, world: World, now: float) -> bool |
         return True
     if stage.gate:
         return False
-    if not stage.judged or (finding is not None and finding.verdict is Verdict.PASS):
+    if not withdrawn and (not stage.judged or (finding is not None and finding.verdict is Verdict.PASS)):
         return True
     if not _late(rollout, stage, now) or rollout.policy.on_inconclusive is Inconclusive.HOLD:
         return False
     if rollout.policy.on_inconclusive is Inconclusive.PROMOTE:
-        return True
-    return f"no verdict at {stage.percent:g} % within {stage.max_time:g} s: {_why(finding, world)}"
+        return not withdrawn
+    why = _WITHDRAWN if withdrawn else _why(finding, world)
+    return f"no verdict at {_share(service, rollout, stage)} within {stage.max_time:g} s: {why}"
+
+
+def _withdrawn(service: Service, rollout: Rollout, stage: Stage) -> bool:
+    """Whether somebody has taken away all that the stage gives."""
+    return stage.percent > 0 and service.shares.get(rollout.version) == 0
+
+
+def _share(service: Service, rollout: Rollout, stage: Stage) -> str:
+    """What the version has now: somebody may have set another share than the stage's."""
+    return f"{service.shares.get(rollout.version, stage.percent):g} %"
 
 
 def not_up(service: Service, version: str, world: World) -> list[str]:
@@ -157,11 +172,18 @@ def wait(service: Service, rollout: Rollout, world: World, now: float) -> Wait |
         return Wait(None, what, first, first + rollout.policy.healthy_deadline)
     if stage is None:
         return None
-    since, percent = _began(rollout), f"{stage.percent:g} %"
+    since, percent = _began(rollout), _share(service, rollout, stage)
     finding = finding_of(rollout, world)
     said = f" ({finding.verdict}: {finding.why})" if finding is not None and stage.judged else ""
     if waits_for_person(rollout, now):
         return Wait(None, f"somebody at {percent}: {_PERSON}{said}", since)
+    if _withdrawn(service, rollout, stage):
+        what = (
+            f"somebody: {_WITHDRAWN}; `trafficd canary {service.name} PERCENT` gives it one again, `trafficd promote` "
+            "all traffic, `trafficd abort` gives up"
+        )
+        ends = stage.max_time is not None and rollout.policy.on_inconclusive is not Inconclusive.PROMOTE
+        return Wait(None, what, since, since + (stage.max_time or 0.0) if ends else None)
     if now - since < stage.min_time or not stage.judged:
         what = f"{stage.min_time:g} s at {percent} to pass{said}"
         return Wait(None, what, since, since + stage.min_time, since + stage.min_time)
