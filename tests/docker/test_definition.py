@@ -157,6 +157,15 @@ def test_what_is_taken_over_keeps_all_that_is_not_declared() -> None:
     assert body["Labels"]["trafficd.previous"] == "f" * 64
 
 
+def test_a_volume_without_a_name_that_compose_asked_for_stays_the_same_one() -> None:
+    base = running()
+    asked = [{"Type": "volume", "Target": "/cache"}, {"Type": "tmpfs", "Target": "/scratch"}]
+    base.inspect["HostConfig"]["Mounts"] = asked
+    host = made(section(take_over=True), base).body["HostConfig"]
+    assert host["Mounts"] == [{**asked[0], "Source": "c" * 64}, asked[1]]
+    assert host["Binds"] == ["/srv/data:/data:rw"], "and only once"
+
+
 def test_the_port_moves_with_the_address_and_no_other_does() -> None:
     body = made(section(take_over=True, port=None), running(), place(dial="10.0.0.5:9001")).body
     assert body["HostConfig"]["PortBindings"]["8080/tcp"] == [{"HostIp": "10.0.0.5", "HostPort": "9001"}]

@@ -384,7 +384,18 @@ def _host(base: Base, before: frozenset[str]) -> Json:
     host.pop("Binds", None)
     if binds:
         host["Binds"] = binds
+    if "Mounts" in host:
+        host["Mounts"] = [_with_its_volume(mount, base) for mount in host["Mounts"]]
     return host
+
+
+def _with_its_volume(mount: Json, base: Base) -> Json:
+    """Compose asks for a volume without a name in this way: made anew, it would be another one, and empty."""
+    if mount.get("Type") != "volume" or mount.get("Source"):
+        return mount
+    there = (one for one in base.inspect.get("Mounts") or [] if one.get("Destination") == mount.get("Target"))
+    name = next((one.get("Name") for one in there), None)
+    return {**mount, "Source": name} if name else mount
 
 
 def _link(shown: str) -> str:
