@@ -166,6 +166,30 @@ def test_a_volume_without_a_name_that_compose_asked_for_stays_the_same_one() -> 
     assert host["Binds"] == ["/srv/data:/data:rw"], "and only once"
 
 
+@pytest.mark.parametrize(
+    ("own", "kept"),
+    [
+        ({"Entrypoint": ["/wrap"], "Cmd": ["serve"]}, {"Entrypoint": ["/wrap"], "Cmd": ["serve"]}),
+        ({"Entrypoint": None, "Cmd": ["serve"]}, {"Entrypoint": [""], "Cmd": ["serve"]}),
+        ({"Entrypoint": ["/init"], "Cmd": ["serve"]}, {}),
+        ({"Entrypoint": ["/init"], "Cmd": ["work"]}, {"Cmd": ["work"]}),
+    ],
+)
+def test_what_is_run_is_the_same_also_where_half_of_it_is_as_in_the_image(own: dict[str, Any], kept: Any) -> None:
+    image: Any = {"Config": IMAGE["Config"] | {"Entrypoint": ["/init"]}}
+    base = running()
+    base.inspect["Config"] |= own
+    body = made(section(take_over=True), base._replace(image=image)).body
+    assert {key: body[key] for key in ("Entrypoint", "Cmd") if key in body} == kept
+
+
+def test_what_was_switched_off_on_purpose_stays_off() -> None:
+    base = running()
+    base.inspect["HostConfig"] |= {"Init": False, "MaskedPaths": [], "ReadonlyPaths": []}
+    host = made(section(take_over=True), base).body["HostConfig"]
+    assert (host["Init"], host["MaskedPaths"], host["ReadonlyPaths"]) == (False, [], [])
+
+
 def test_the_port_moves_with_the_address_and_no_other_does() -> None:
     body = made(section(take_over=True, port=None), running(), place(dial="10.0.0.5:9001")).body
     assert body["HostConfig"]["PortBindings"]["8080/tcp"] == [{"HostIp": "10.0.0.5", "HostPort": "9001"}]

@@ -320,6 +320,10 @@ def _inherited(base: Base | None) -> Json:
     labels = config.get("Labels") or {}
     before = frozenset(json.loads(labels.get(DECLARED, "[]")))
     body = {key: config[key] for key in _CONFIG if config.get(key) and _is_own(key, config, image)}
+    if (config.get("Entrypoint") or None) != (image.get("Entrypoint") or None):
+        # Its own, or none at all on purpose: an Engine then leaves out the image's Cmd, so that is said as well.
+        body["Entrypoint"] = config.get("Entrypoint") or [""]
+        body |= {"Cmd": config["Cmd"]} if config.get("Cmd") else {}
     for key, words in (("Cmd", "command"), ("Healthcheck", "health"), ("StopSignal", "stop_signal")):
         if words in before:
             body.pop(key, None)
@@ -357,9 +361,9 @@ def _own_texts(
 
 
 def _host(base: Base, before: frozenset[str]) -> Json:
-    """The host's side. An empty value is the default nearly everywhere; `Init` may be switched off on purpose."""
+    """The host's side. An empty value is the default nearly everywhere, but for what is switched off on purpose."""
     given = base.inspect["HostConfig"]
-    host: Json = {k: v for k, v in given.items() if k not in _NOT_KEPT and (v or (k == "Init" and v is False))}
+    host: Json = {k: v for k, v in given.items() if k not in _NOT_KEPT and (v or _is_off(k, v))}
     for key, word in (
         ("Memory", "memory"),
         ("MemorySwap", "memory"),
@@ -396,6 +400,10 @@ def _with_its_volume(mount: Json, base: Base) -> Json:
     there = (one for one in base.inspect.get("Mounts") or [] if one.get("Destination") == mount.get("Target"))
     name = next((one.get("Name") for one in there), None)
     return {**mount, "Source": name} if name else mount
+
+
+def _is_off(key: str, value: object) -> bool:
+    return (key == "Init" and value is False) or (key in ("MaskedPaths", "ReadonlyPaths") and value == [])
 
 
 def _link(shown: str) -> str:
