@@ -195,6 +195,24 @@ def test_the_port_moves_with_the_address_and_no_other_does() -> None:
     assert body["HostConfig"]["PortBindings"]["8080/tcp"] == [{"HostIp": "10.0.0.5", "HostPort": "9001"}]
 
 
+def test_what_else_is_published_stays_and_what_does_not_is_told() -> None:
+    base = running()
+    base.inspect["HostConfig"]["PortBindings"] = {
+        "8080/udp": [{"HostIp": "", "HostPort": "9000"}],
+        "8080/tcp": [{"HostIp": "", "HostPort": "9000"}, {"HostIp": "127.0.0.1", "HostPort": "9001"}],
+    }
+    now = made(section(take_over=True, port=None), base)
+    assert now.body["HostConfig"]["PortBindings"] == {
+        "8080/udp": [{"HostIp": "", "HostPort": "9000"}],
+        "8080/tcp": [{"HostIp": "10.0.0.5", "HostPort": "9000"}, {"HostIp": "127.0.0.1", "HostPort": "9001"}],
+    }
+    (line,) = [line for line in difference(base, now) if line.startswith("published: ")]
+    assert line == (
+        "published: *:9000->8080/tcp, *:9000->8080/udp, 127.0.0.1:9001->8080/tcp -> "
+        "*:9000->8080/udp, 10.0.0.5:9000->8080/tcp, 127.0.0.1:9001->8080/tcp"
+    )
+
+
 def test_what_is_declared_no_more_is_not_inherited() -> None:
     before = made(section(take_over=True, environment={"A": "1"}, memory="512m", labels={"team": "x"}), running())
     shown = running().inspect | {

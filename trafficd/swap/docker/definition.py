@@ -279,7 +279,7 @@ def _port(section: DockerSection, place: Place, base: Base | None) -> int | None
     if base is not None:
         wanted = base.dial.rpartition(":")[2]
         for inside, bindings in (base.inspect["HostConfig"].get("PortBindings") or {}).items():
-            if any(binding.get("HostPort") == wanted for binding in bindings or []):
+            if any(_is_at(inside, binding, wanted) for binding in bindings or []):
                 return int(inside.partition("/")[0])
     raise UndefinedError("no port of the container before is published there: set docker.port")
 
@@ -298,9 +298,15 @@ def _ports(section: DockerSection, place: Place, port: int | None, base: Base | 
     host_ip = section.publish or _address(place.dial)
     inside = f"{port}/tcp"
     bindings = dict(body["HostConfig"].get("PortBindings") or {})
-    bindings[inside] = [{"HostIp": host_ip, "HostPort": place.port}]
+    others = [one for one in bindings.get(inside, []) if not _is_at(inside, one, place.port)]
+    bindings[inside] = [{"HostIp": host_ip, "HostPort": place.port}, *others]
     body["HostConfig"]["PortBindings"] = bindings
     body["ExposedPorts"] = {**body.get("ExposedPorts", {}), **{name: {} for name in bindings}}
+
+
+def _is_at(inside: str, binding: Mapping[str, str], port: str) -> bool:
+    """Whether a binding is that of a dial: UDP at a port of the same number is something else."""
+    return inside.endswith("/tcp") and binding.get("HostPort") == port
 
 
 def _address(dial: str) -> str:
@@ -376,7 +382,7 @@ def _host(base: Base, before: frozenset[str]) -> Json:
     if base.dial:  # the port that the dial leads to moves with it
         port = base.dial.rpartition(":")[2]
         bindings = {
-            inside: [one for one in bound or [] if one.get("HostPort") != port]
+            inside: [one for one in bound or [] if not _is_at(inside, one, port)]
             for inside, bound in host.pop("PortBindings", {}).items()
         }
         if left := {inside: bound for inside, bound in bindings.items() if bound}:
@@ -446,6 +452,8 @@ def difference(base: Base, definition: Definition) -> list[str]:
     are left out, as they may be secrets."""
     before, after = _flat(_inherited(base), base), _flat(definition.body, None)
     before["image"] = str(base.inspect["Config"]["Image"])
+    for flat, host in ((before, base.inspect["HostConfig"]), (after, definition.body["HostConfig"])):
+        flat["published"] = _published(host)
     lines = []
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)
@@ -468,6 +476,13 @@ def _flat(body: Json, base: Base | None) -> Json:
     if base is None:
         flat["image"] = body["Image"]
     return flat
+
+
+def _published(host: Json) -> str:
+    """As `docker ps` has it."""
+    all_of_it = ((inside, one) for inside, bound in (host.get("PortBindings") or {}).items() for one in bound or [])
+    shown = (f"{one.get('HostIp') or '*'}:{one.get('HostPort', '')}->{inside}" for inside, one in all_of_it)
+    return ", ".join(sorted(shown)) or "nothing"
 
 
 def _shown(value: object) -> str:
