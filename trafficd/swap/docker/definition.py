@@ -169,6 +169,24 @@ def more_networks(labels: Mapping[str, str]) -> Mapping[str, Json]:
     return found
 
 
+def networks_of(made: Definition) -> list[str]:
+    """All networks that it is to be in, by name."""
+    first = made.body.get("NetworkingConfig", {}).get("EndpointsConfig", {})
+    return [*first, *more_networks(made.body["Labels"])]
+
+
+def is_published_by_chance(base: Base) -> bool:
+    """Whether the Engine chose the port of the dial (-P, or a range): at another start it is another one."""
+    port = base.dial.rpartition(":")[2]
+    shown = (base.inspect.get("NetworkSettings") or {}).get("Ports") or {}
+    told = base.inspect["HostConfig"].get("PortBindings") or {}
+    there, wanted = (
+        any(_is_at(inside, one, port) for inside, bound in ports.items() for one in bound or [])
+        for ports in (shown, told)
+    )
+    return there and not wanted
+
+
 def _own_labels(section: DockerSection, place: Place, digest: str, environment: Mapping[str, str]) -> dict[str, str]:
     return {
         SERVICE: place.service,
