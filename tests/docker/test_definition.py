@@ -238,6 +238,25 @@ def test_the_way_back_leads_to_the_same_definition() -> None:
     assert made(section(take_over=True), running(), place("v1")).digest != first.digest
 
 
+def test_after_one_that_was_taken_over_and_after_one_of_ours_it_is_the_same_definition() -> None:
+    """Or the first revert would not find the container that took over, and make another."""
+    settings = section(take_over=True, environment={"PORT": "{port}"}, networks=["shop_default"])
+    base = running()
+    base.inspect["Config"] |= {"Env": ["PORT=9000", *base.inspect["Config"]["Env"]], "Hostname": "shop"}
+    first = made(settings, base)
+    told = {key: first.body[key] for key in ("Env", "Labels")}
+    shown = base.inspect | {
+        "Config": {**base.inspect["Config"], **told},
+        "HostConfig": first.body["HostConfig"],
+        "NetworkSettings": {"Networks": {"shop_default": {"Aliases": ["web", "shop"]}}},  # its host name as well
+    }
+    ours = Base(shown, IMAGE, "v2", "10.0.0.5:9000")
+    second = made(settings, ours)
+    assert second.digest == first.digest
+    assert "web" in second.body["NetworkingConfig"]["EndpointsConfig"]["shop_default"]["Aliases"]
+    assert "NetworkingConfig" not in made(section(take_over=True), ours).body, "declared no more"
+
+
 def test_nothing_is_inherited_without_take_over_but_what_it_replaces_is_known() -> None:
     body = made(section(), running()).body
     assert body["Env"] == []

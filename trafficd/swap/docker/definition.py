@@ -130,11 +130,11 @@ def define(
         body["Cmd"] = [_filled(part, words) for part in section.command]
     _limits(section, body, host)
     _volumes(section, host, words)
-    networks = _networks(section, host, body.pop("_networks"))
+    networks = _networks(section, host, body.pop("_networks"), base)
     _ports(section, place, port, base, body)
     labels = {**body["Labels"], **{name: _filled(value, words) for name, value in section.labels.items()}}
     body["Labels"] = labels
-    digest = hashlib.sha256(json.dumps([body, dict(networks)], sort_keys=True).encode()).hexdigest()[:16]
+    digest = _digest(body, networks)
     names = list(networks)
     if names:
         body["NetworkingConfig"] = {"EndpointsConfig": {names[0]: networks[names[0]]}}
@@ -145,6 +145,15 @@ def define(
         **({NETWORKS: json.dumps(more)} if more else {}),
     }
     return Definition(name_of(place), body)
+
+
+def _digest(body: Json, networks: Mapping[str, Json]) -> str:
+    """The same for what is the same: variables that were there before stand in another place than declared ones, and an
+    Engine gives a container its host name for an alias."""
+    own = {body.get("Hostname")}
+    ends = {name: {**one, "Aliases": sorted({*one.get("Aliases", ())} - own)} for name, one in networks.items()}
+    what = [{**body, "Env": sorted(body["Env"])}, ends]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def name_of(place: Place) -> str:
@@ -276,10 +285,13 @@ def target(bind: str) -> str:
     return parts[1] if len(parts) > 1 else parts[0]
 
 
-def _networks(section: DockerSection, host: Json, inherited: Mapping[str, Json]) -> Mapping[str, Json]:
-    """The networks by name that have to be joined by name, the first one with the create call."""
+def _networks(
+    section: DockerSection, host: Json, inherited: Mapping[str, Json], base: Base | None
+) -> Mapping[str, Json]:
+    """The networks by name that have to be joined by name, the first one with the create call. What it is called in
+    one stays, as long as it is in it."""
     if section.networks is None:
-        return inherited
+        return {} if base is not None and "networks" in _declared_for(base) else inherited
     host["NetworkMode"] = section.networks[0]
     named = [name for name in section.networks if name not in ("host", "none", "bridge", "default")]
     return {name: inherited.get(name, {}) for name in named}
@@ -342,7 +354,7 @@ def _inherited(base: Base | None) -> Json:
         return {"HostConfig": {}, "Labels": {}, "_env": {}, "_networks": {}}
     config, host, image = base.inspect["Config"], base.inspect["HostConfig"], (base.image or {}).get("Config") or {}
     labels = config.get("Labels") or {}
-    before = frozenset(json.loads(labels.get(DECLARED, "[]")))
+    before = _declared_for(base)
     body = {key: config[key] for key in _CONFIG if config.get(key) and _is_own(key, config, image)}
     if (config.get("Entrypoint") or None) != (image.get("Entrypoint") or None):
         # Its own, or none at all on purpose: an Engine then leaves out the image's Cmd, so that is said as well.
@@ -361,8 +373,13 @@ def _inherited(base: Base | None) -> Json:
     if exposed:
         body["ExposedPorts"] = exposed
     body["HostConfig"] = _host(base, before)
-    body["_networks"] = {} if "networks" in before else _endpoints(base)
+    body["_networks"] = _endpoints(base)
     return body
+
+
+def _declared_for(base: Base) -> frozenset[str]:
+    """What was declared when it was made, where it is one of ours."""
+    return frozenset(json.loads((base.inspect["Config"].get("Labels") or {}).get(DECLARED, "[]")))
 
 
 def _is_own(key: str, config: Json, image: Json) -> bool:
