@@ -96,6 +96,8 @@ def test_files_of_variables(tmp_path: Path) -> None:
     path = tmp_path / "env"
     path.write_text("# a comment\n\nA=1\nB=x=y # kept\nC=\n")
     assert read_env_files([path]) == {"A": "1", "B": "x=y # kept", "C": ""}
+    path.write_bytes("\ufeffA=1\r\nB=x\u2028y\x85\x0cz\nC=1\r2\n".encode())
+    assert read_env_files([path]) == {"A": "1", "B": "x\u2028y\x85\x0cz", "C": "1\r2"}
     with pytest.raises(ConfigError, match="line 1"):
         parse_env("NAME", "env")
     with pytest.raises(ConfigError, match="env_files"):

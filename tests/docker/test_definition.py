@@ -157,9 +157,60 @@ def test_what_is_taken_over_keeps_all_that_is_not_declared() -> None:
     assert body["Labels"]["trafficd.previous"] == "f" * 64
 
 
+def test_a_volume_without_a_name_that_compose_asked_for_stays_the_same_one() -> None:
+    base = running()
+    asked = [{"Type": "volume", "Target": "/cache"}, {"Type": "tmpfs", "Target": "/scratch"}]
+    base.inspect["HostConfig"]["Mounts"] = asked
+    host = made(section(take_over=True), base).body["HostConfig"]
+    assert host["Mounts"] == [{**asked[0], "Source": "c" * 64}, asked[1]]
+    assert host["Binds"] == ["/srv/data:/data:rw"], "and only once"
+
+
+@pytest.mark.parametrize(
+    ("own", "kept"),
+    [
+        ({"Entrypoint": ["/wrap"], "Cmd": ["serve"]}, {"Entrypoint": ["/wrap"], "Cmd": ["serve"]}),
+        ({"Entrypoint": None, "Cmd": ["serve"]}, {"Entrypoint": [""], "Cmd": ["serve"]}),
+        ({"Entrypoint": ["/init"], "Cmd": ["serve"]}, {}),
+        ({"Entrypoint": ["/init"], "Cmd": ["work"]}, {"Cmd": ["work"]}),
+    ],
+)
+def test_what_is_run_is_the_same_also_where_half_of_it_is_as_in_the_image(own: dict[str, Any], kept: Any) -> None:
+    image: Any = {"Config": IMAGE["Config"] | {"Entrypoint": ["/init"]}}
+    base = running()
+    base.inspect["Config"] |= own
+    body = made(section(take_over=True), base._replace(image=image)).body
+    assert {key: body[key] for key in ("Entrypoint", "Cmd") if key in body} == kept
+
+
+def test_what_was_switched_off_on_purpose_stays_off() -> None:
+    base = running()
+    base.inspect["HostConfig"] |= {"Init": False, "MaskedPaths": [], "ReadonlyPaths": []}
+    host = made(section(take_over=True), base).body["HostConfig"]
+    assert (host["Init"], host["MaskedPaths"], host["ReadonlyPaths"]) == (False, [], [])
+
+
 def test_the_port_moves_with_the_address_and_no_other_does() -> None:
     body = made(section(take_over=True, port=None), running(), place(dial="10.0.0.5:9001")).body
     assert body["HostConfig"]["PortBindings"]["8080/tcp"] == [{"HostIp": "10.0.0.5", "HostPort": "9001"}]
+
+
+def test_what_else_is_published_stays_and_what_does_not_is_told() -> None:
+    base = running()
+    base.inspect["HostConfig"]["PortBindings"] = {
+        "8080/udp": [{"HostIp": "", "HostPort": "9000"}],
+        "8080/tcp": [{"HostIp": "", "HostPort": "9000"}, {"HostIp": "127.0.0.1", "HostPort": "9001"}],
+    }
+    now = made(section(take_over=True, port=None), base)
+    assert now.body["HostConfig"]["PortBindings"] == {
+        "8080/udp": [{"HostIp": "", "HostPort": "9000"}],
+        "8080/tcp": [{"HostIp": "10.0.0.5", "HostPort": "9000"}, {"HostIp": "127.0.0.1", "HostPort": "9001"}],
+    }
+    (line,) = [line for line in difference(base, now) if line.startswith("published: ")]
+    assert line == (
+        "published: *:9000->8080/tcp, *:9000->8080/udp, 127.0.0.1:9001->8080/tcp -> "
+        "*:9000->8080/udp, 10.0.0.5:9000->8080/tcp, 127.0.0.1:9001->8080/tcp"
+    )
 
 
 def test_what_is_declared_no_more_is_not_inherited() -> None:
@@ -185,6 +236,25 @@ def test_the_way_back_leads_to_the_same_definition() -> None:
     assert made(settings, Base(shown, IMAGE, "v2", "10.0.0.5:9000"), place("v1")).digest == first.digest
     assert made(settings, running(), place("v2")).digest != first.digest
     assert made(section(take_over=True), running(), place("v1")).digest != first.digest
+
+
+def test_after_one_that_was_taken_over_and_after_one_of_ours_it_is_the_same_definition() -> None:
+    """Or the first revert would not find the container that took over, and make another."""
+    settings = section(take_over=True, environment={"PORT": "{port}"}, networks=["shop_default"])
+    base = running()
+    base.inspect["Config"] |= {"Env": ["PORT=9000", *base.inspect["Config"]["Env"]], "Hostname": "shop"}
+    first = made(settings, base)
+    told = {key: first.body[key] for key in ("Env", "Labels")}
+    shown = base.inspect | {
+        "Config": {**base.inspect["Config"], **told},
+        "HostConfig": first.body["HostConfig"],
+        "NetworkSettings": {"Networks": {"shop_default": {"Aliases": ["web", "shop"]}}},  # its host name as well
+    }
+    ours = Base(shown, IMAGE, "v2", "10.0.0.5:9000")
+    second = made(settings, ours)
+    assert second.digest == first.digest
+    assert "web" in second.body["NetworkingConfig"]["EndpointsConfig"]["shop_default"]["Aliases"]
+    assert "NetworkingConfig" not in made(section(take_over=True), ours).body, "declared no more"
 
 
 def test_nothing_is_inherited_without_take_over_but_what_it_replaces_is_known() -> None:

@@ -84,3 +84,5 @@ def test_who_publishes_at_an_address() -> None:
     assert survey.publishing([entry], SPARE) is None
     elsewhere = {"Id": "x", "Ports": [{"IP": "10.0.0.9", "PublicPort": 80}]}
     assert survey.publishing([elsewhere], HERE) is None
+    udp = {"Id": "u", "Ports": [{"IP": "0.0.0.0", "PublicPort": 80, "Type": "udp"}]}
+    assert survey.publishing([udp, entry], HERE) == entry, "another container's UDP at that number is none of ours"

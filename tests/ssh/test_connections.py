@@ -134,6 +134,18 @@ async def test_a_key_with_a_passphrase_is_not_asked_about(sshd: Sshd) -> None:
 
 
 @pytest.mark.slow
+async def test_files_of_ours_that_are_not_there_are_named_at_once(sshd: Sshd, tmp_path: Path) -> None:
+    none = tmp_path / "none"
+    why = await refusal(dataclasses.replace(sshd.settings, known_hosts=none), sshd.host)
+    assert why.startswith("HostRefusedError: ")
+    assert f"`ssh-keyscan -p {sshd.port} 127.0.0.1 >> {none}`" in why
+    why = await refusal(dataclasses.replace(sshd.settings, known_hosts=tmp_path), sshd.host)
+    assert f"{tmp_path} (ssh.known_hosts): Is a directory" in why
+    why = await refusal(dataclasses.replace(sshd.settings, identity_files=(none,)), sshd.host)
+    assert why.startswith("HostRefusedError: ")
+    assert f"a key of ssh.identity_files cannot be read: {none}" in why
+
+
 async def test_a_key_of_an_agent(sshd: Sshd, tmp_path: Path) -> None:
     """Of asyncssh's own agent protocol: a real ssh-agent, if there is one."""
     agent = await asyncio.create_subprocess_exec("ssh-agent", "-D", "-a", str(tmp_path / "agent"), stdout=-3)

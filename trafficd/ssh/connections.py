@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trafficd.errors import HostRefusedError, HostUnreachableError
@@ -25,6 +26,7 @@ _MISSED = 3  # keep-alives without an answer, after which a connection is lost
 # even show its new key, and hangs up without a word.
 _ANY_KEY = "+ssh-ed25519,ecdsa-sha2-nistp256,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521,rsa-sha2-512,rsa-sha2-256"
 _TRIES, _AGAIN = 20, 0.1  # how often a session that sshd refuses is asked for, and s in between
+_COMPARE = "compare its fingerprint with the one that `ssh-keygen -lf` prints on the host itself"
 _CLOSED_BY = 2.0  # s that the other side is given to see a connection closed
 
 
@@ -103,6 +105,7 @@ class Connections:
         import asyncssh
 
         known, keys = self.settings.known_hosts.expanduser(), self.settings.identity_files
+        await asyncio.to_thread(_look_at_files, host, known, [key.expanduser() for key in keys])
         offered: list[str] = []
 
         class Client(asyncssh.SSHClient):
@@ -150,6 +153,25 @@ class Connections:
             raise HostUnreachableError(f"{host} cannot be reached: {_said(error)}") from error
 
 
+def _look_at_files(host: Host, known_hosts: Path, keys: Sequence[Path]) -> None:
+    """Raises `HostRefusedError`: trying again would not bring a file of ours that is not there."""
+    for file in (known_hosts, *keys):
+        try:
+            file.read_bytes()
+        except OSError as error:
+            if file != known_hosts:
+                why = (
+                    f"a key of ssh.identity_files cannot be read: {file}: {error.strerror}; mend its path, or its owner"
+                )
+                raise HostRefusedError(f"{host}: {why}") from error
+            remedy = "mend its path, or its owner"
+            if isinstance(error, FileNotFoundError):
+                remedy = f"make it with `{_scan(host, str(file))}`, and {_COMPARE}"
+            raise HostRefusedError(
+                f"{host}: no host key is known: {file} (ssh.known_hosts): {error.strerror}: {remedy}"
+            ) from error
+
+
 def _looked_at(attempt: asyncio.Task[asyncssh.SSHClientConnection]) -> None:
     """A failure is told to those who wait; where nobody does any more, it is no news either."""
     if not attempt.cancelled():
@@ -182,20 +204,23 @@ def told_of(host: Host) -> Iterator[None]:
         raise HostUnreachableError(f"the connection to {host} was lost: {_said(error)}") from error
 
 
+def _scan(host: Host, known_hosts: str) -> str:
+    port = "" if host.port == PORT else f"-p {host.port} "
+    return f"ssh-keyscan {port}{host.name} >> {known_hosts}"
+
+
 def distrusted(host: Host, known_hosts: str, why: str, *, changed: bool) -> str:
     """Why a host key is refused, and the remedy."""
-    port = "" if host.port == PORT else f"-p {host.port} "
-    scan = f"ssh-keyscan {port}{host.name} >> {known_hosts}"
-    compare = "compare its fingerprint with the one that `ssh-keygen -lf` prints on the host itself"
+    scan = _scan(host, known_hosts)
     if not changed:
         return (
-            f"{host}: its host key ({why}) is not in {known_hosts} (ssh.known_hosts): {compare}, and then add it: "
+            f"{host}: its host key ({why}) is not in {known_hosts} (ssh.known_hosts): {_COMPARE}, and then add it: "
             f"`{scan}`"
         )
     return (
         f"{host}: its host key ({why}) is not the one in {known_hosts} (ssh.known_hosts; `ssh-keygen -F "
         f"'{host.known_as}' -f {known_hosts}` shows it): either the host was set up anew, or somebody stands between. "
-        f"Where it is the first, {compare}, and then `ssh-keygen -R '{host.known_as}' -f {known_hosts}` and `{scan}`"
+        f"Where it is the first, {_COMPARE}, and then `ssh-keygen -R '{host.known_as}' -f {known_hosts}` and `{scan}`"
     )
 
 

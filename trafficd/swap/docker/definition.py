@@ -130,11 +130,11 @@ def define(
         body["Cmd"] = [_filled(part, words) for part in section.command]
     _limits(section, body, host)
     _volumes(section, host, words)
-    networks = _networks(section, host, body.pop("_networks"))
+    networks = _networks(section, host, body.pop("_networks"), base)
     _ports(section, place, port, base, body)
     labels = {**body["Labels"], **{name: _filled(value, words) for name, value in section.labels.items()}}
     body["Labels"] = labels
-    digest = hashlib.sha256(json.dumps([body, dict(networks)], sort_keys=True).encode()).hexdigest()[:16]
+    digest = _digest(body, networks)
     names = list(networks)
     if names:
         body["NetworkingConfig"] = {"EndpointsConfig": {names[0]: networks[names[0]]}}
@@ -145,6 +145,15 @@ def define(
         **({NETWORKS: json.dumps(more)} if more else {}),
     }
     return Definition(name_of(place), body)
+
+
+def _digest(body: Json, networks: Mapping[str, Json]) -> str:
+    """The same for what is the same: variables that were there before stand in another place than declared ones, and an
+    Engine gives a container its host name for an alias."""
+    own = {body.get("Hostname")}
+    ends = {name: {**one, "Aliases": sorted({*one.get("Aliases", ())} - own)} for name, one in networks.items()}
+    what = [{**body, "Env": sorted(body["Env"])}, ends]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def name_of(place: Place) -> str:
@@ -167,6 +176,24 @@ def more_networks(labels: Mapping[str, str]) -> Mapping[str, Json]:
     """The networks that a container has to join after it was made: the create call of before API 1.44 takes one."""
     found: Mapping[str, Json] = json.loads(labels.get(NETWORKS, "{}"))
     return found
+
+
+def networks_of(made: Definition) -> list[str]:
+    """All networks that it is to be in, by name."""
+    first = made.body.get("NetworkingConfig", {}).get("EndpointsConfig", {})
+    return [*first, *more_networks(made.body["Labels"])]
+
+
+def is_published_by_chance(base: Base) -> bool:
+    """Whether the Engine chose the port of the dial (-P, or a range): at another start it is another one."""
+    port = base.dial.rpartition(":")[2]
+    shown = (base.inspect.get("NetworkSettings") or {}).get("Ports") or {}
+    told = base.inspect["HostConfig"].get("PortBindings") or {}
+    there, wanted = (
+        any(_is_at(inside, one, port) for inside, bound in ports.items() for one in bound or [])
+        for ports in (shown, told)
+    )
+    return there and not wanted
 
 
 def _own_labels(section: DockerSection, place: Place, digest: str, environment: Mapping[str, str]) -> dict[str, str]:
@@ -258,10 +285,13 @@ def target(bind: str) -> str:
     return parts[1] if len(parts) > 1 else parts[0]
 
 
-def _networks(section: DockerSection, host: Json, inherited: Mapping[str, Json]) -> Mapping[str, Json]:
-    """The networks by name that have to be joined by name, the first one with the create call."""
+def _networks(
+    section: DockerSection, host: Json, inherited: Mapping[str, Json], base: Base | None
+) -> Mapping[str, Json]:
+    """The networks by name that have to be joined by name, the first one with the create call. What it is called in
+    one stays, as long as it is in it."""
     if section.networks is None:
-        return inherited
+        return {} if base is not None and "networks" in _declared_for(base) else inherited
     host["NetworkMode"] = section.networks[0]
     named = [name for name in section.networks if name not in ("host", "none", "bridge", "default")]
     return {name: inherited.get(name, {}) for name in named}
@@ -279,7 +309,7 @@ def _port(section: DockerSection, place: Place, base: Base | None) -> int | None
     if base is not None:
         wanted = base.dial.rpartition(":")[2]
         for inside, bindings in (base.inspect["HostConfig"].get("PortBindings") or {}).items():
-            if any(binding.get("HostPort") == wanted for binding in bindings or []):
+            if any(_is_at(inside, binding, wanted) for binding in bindings or []):
                 return int(inside.partition("/")[0])
     raise UndefinedError("no port of the container before is published there: set docker.port")
 
@@ -298,9 +328,15 @@ def _ports(section: DockerSection, place: Place, port: int | None, base: Base | 
     host_ip = section.publish or _address(place.dial)
     inside = f"{port}/tcp"
     bindings = dict(body["HostConfig"].get("PortBindings") or {})
-    bindings[inside] = [{"HostIp": host_ip, "HostPort": place.port}]
+    others = [one for one in bindings.get(inside, []) if not _is_at(inside, one, place.port)]
+    bindings[inside] = [{"HostIp": host_ip, "HostPort": place.port}, *others]
     body["HostConfig"]["PortBindings"] = bindings
     body["ExposedPorts"] = {**body.get("ExposedPorts", {}), **{name: {} for name in bindings}}
+
+
+def _is_at(inside: str, binding: Mapping[str, str], port: str) -> bool:
+    """Whether a binding is that of a dial: UDP at a port of the same number is something else."""
+    return inside.endswith("/tcp") and binding.get("HostPort") == port
 
 
 def _address(dial: str) -> str:
@@ -318,8 +354,12 @@ def _inherited(base: Base | None) -> Json:
         return {"HostConfig": {}, "Labels": {}, "_env": {}, "_networks": {}}
     config, host, image = base.inspect["Config"], base.inspect["HostConfig"], (base.image or {}).get("Config") or {}
     labels = config.get("Labels") or {}
-    before = frozenset(json.loads(labels.get(DECLARED, "[]")))
+    before = _declared_for(base)
     body = {key: config[key] for key in _CONFIG if config.get(key) and _is_own(key, config, image)}
+    if (config.get("Entrypoint") or None) != (image.get("Entrypoint") or None):
+        # Its own, or none at all on purpose: an Engine then leaves out the image's Cmd, so that is said as well.
+        body["Entrypoint"] = config.get("Entrypoint") or [""]
+        body |= {"Cmd": config["Cmd"]} if config.get("Cmd") else {}
     for key, words in (("Cmd", "command"), ("Healthcheck", "health"), ("StopSignal", "stop_signal")):
         if words in before:
             body.pop(key, None)
@@ -333,8 +373,13 @@ def _inherited(base: Base | None) -> Json:
     if exposed:
         body["ExposedPorts"] = exposed
     body["HostConfig"] = _host(base, before)
-    body["_networks"] = {} if "networks" in before else _endpoints(base)
+    body["_networks"] = _endpoints(base)
     return body
+
+
+def _declared_for(base: Base) -> frozenset[str]:
+    """What was declared when it was made, where it is one of ours."""
+    return frozenset(json.loads((base.inspect["Config"].get("Labels") or {}).get(DECLARED, "[]")))
 
 
 def _is_own(key: str, config: Json, image: Json) -> bool:
@@ -357,9 +402,9 @@ def _own_texts(
 
 
 def _host(base: Base, before: frozenset[str]) -> Json:
-    """The host's side. An empty value is the default nearly everywhere; `Init` may be switched off on purpose."""
+    """The host's side. An empty value is the default nearly everywhere, but for what is switched off on purpose."""
     given = base.inspect["HostConfig"]
-    host: Json = {k: v for k, v in given.items() if k not in _NOT_KEPT and (v or (k == "Init" and v is False))}
+    host: Json = {k: v for k, v in given.items() if k not in _NOT_KEPT and (v or _is_off(k, v))}
     for key, word in (
         ("Memory", "memory"),
         ("MemorySwap", "memory"),
@@ -372,7 +417,7 @@ def _host(base: Base, before: frozenset[str]) -> Json:
     if base.dial:  # the port that the dial leads to moves with it
         port = base.dial.rpartition(":")[2]
         bindings = {
-            inside: [one for one in bound or [] if one.get("HostPort") != port]
+            inside: [one for one in bound or [] if not _is_at(inside, one, port)]
             for inside, bound in host.pop("PortBindings", {}).items()
         }
         if left := {inside: bound for inside, bound in bindings.items() if bound}:
@@ -384,7 +429,22 @@ def _host(base: Base, before: frozenset[str]) -> Json:
     host.pop("Binds", None)
     if binds:
         host["Binds"] = binds
+    if "Mounts" in host:
+        host["Mounts"] = [_with_its_volume(mount, base) for mount in host["Mounts"]]
     return host
+
+
+def _with_its_volume(mount: Json, base: Base) -> Json:
+    """Compose asks for a volume without a name in this way: made anew, it would be another one, and empty."""
+    if mount.get("Type") != "volume" or mount.get("Source"):
+        return mount
+    there = (one for one in base.inspect.get("Mounts") or [] if one.get("Destination") == mount.get("Target"))
+    name = next((one.get("Name") for one in there), None)
+    return {**mount, "Source": name} if name else mount
+
+
+def _is_off(key: str, value: object) -> bool:
+    return (key == "Init" and value is False) or (key in ("MaskedPaths", "ReadonlyPaths") and value == [])
 
 
 def _link(shown: str) -> str:
@@ -427,6 +487,8 @@ def difference(base: Base, definition: Definition) -> list[str]:
     are left out, as they may be secrets."""
     before, after = _flat(_inherited(base), base), _flat(definition.body, None)
     before["image"] = str(base.inspect["Config"]["Image"])
+    for flat, host in ((before, base.inspect["HostConfig"]), (after, definition.body["HostConfig"])):
+        flat["published"] = _published(host)
     lines = []
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)
@@ -449,6 +511,13 @@ def _flat(body: Json, base: Base | None) -> Json:
     if base is None:
         flat["image"] = body["Image"]
     return flat
+
+
+def _published(host: Json) -> str:
+    """As `docker ps` has it."""
+    all_of_it = ((inside, one) for inside, bound in (host.get("PortBindings") or {}).items() for one in bound or [])
+    shown = (f"{one.get('HostIp') or '*'}:{one.get('HostPort', '')}->{inside}" for inside, one in all_of_it)
+    return ", ".join(sorted(shown)) or "nothing"
 
 
 def _shown(value: object) -> str:

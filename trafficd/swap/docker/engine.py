@@ -92,6 +92,16 @@ class Engine:
         async with self._call(f"create container {made.name}") as client:
             return (await client.containers.create(made.body, name=made.name)).id
 
+    async def has_network(self, name: str) -> bool:
+        try:
+            async with self._call(f"look at network {name}") as client:
+                await client.networks.get(name)
+        except EngineError as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
+
     async def join(self, container: str, network: str, endpoint: Mapping[str, Any]) -> None:
         async with self._call(f"join network {network}") as client:
             found = await client.networks.get(network)

@@ -11,8 +11,9 @@ from trafficd.errors import ConfigError
 def parse_env(text: str, place: str) -> dict[str, str]:
     """The variables of one file. Raises `ConfigError`."""
     found = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.lstrip()
+    # Only a line feed ends a line: other separators of Unicode may be in a value.
+    for number, line in enumerate(text.split("\n"), 1):
+        stripped = line.removesuffix("\r").lstrip()
         if not stripped or stripped.startswith("#"):
             continue
         name, equals, value = stripped.partition("=")
@@ -27,7 +28,8 @@ def read_env_files(paths: Sequence[Path]) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in paths:
         try:
-            found |= parse_env(path.read_text(encoding="utf-8"), str(path))
+            # As bytes, or a lone carriage return would become a line; editors on Windows begin it with a mark.
+            found |= parse_env(path.read_bytes().decode("utf-8-sig"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"docker.env_files: {path}: {error}") from error
     return found

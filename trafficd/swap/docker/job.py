@@ -103,6 +103,7 @@ class Job:
         await self._look_at_the_place(found, base)
         name = words.image_of(self._section, swap.version, base)
         made = await self._define(Place(swap.service, swap.upstream, swap.version, swap.previous_dial, "", ""), base)
+        await self._look_for_networks(made)
         image = await self._image(found, name)
         self._note(f"{name} on {self.engine.url}: {(image.get('RepoDigests') or [image['Id']])[0]}")
         if base is not None and self._section.take_over is not False:
@@ -117,14 +118,42 @@ class Job:
                 f"container {name_of(base.inspect)} was started with --rm: stopped, it would be gone, with no "
                 "way back. Start it without"
             )
-        if not self._setting.routed or any(one.running for one in found):
+        if not self._setting.routed:
             return
-        holder = survey.publishing(await self.engine.listing(), self.swap.previous_dial)
-        if holder is not None:
+        if base is not None and words.is_published_by_chance(base):
             raise TrafficdError(
-                f"container {survey.listed(holder).name} on {self.engine.url} has {self.swap.previous_dial}, and is "
-                "not ours: set docker.take_over = true to replace it, keeping what it has"
+                f"container {name_of(base.inspect)} was not told at which port to be published: started again it "
+                f"would have another than {base.dial}, so there would be no way back. Start it with that port (-p)"
             )
+        if not any(one.running for one in found):
+            await self._look_for_a_stranger(found)
+
+    async def _look_for_a_stranger(self, found: list[Found]) -> None:
+        """Somebody else's container at the address, where none of the upstream's runs."""
+        place = self.swap.previous_dial
+        holder = survey.publishing(await self.engine.listing(), place)
+        if holder is None or any(one.id == holder["Id"] for one in found):
+            return
+        name = survey.listed(holder).name
+        remedy = "set docker.take_over = true to replace it, keeping what it has"
+        if ours := survey.newest_at(found, place):
+            remedy = (
+                f"{ours.name} was there before, and is {ours.state}. Stop {name} and start that one again "
+                f"(docker stop {name} && docker start {ours.name}), then deploy"
+            )
+        elif isinstance(self._section.take_over, str):
+            remedy = (
+                f"docker.take_over names another, {self._taken_over_by_name()}. Mend the name, or rename the container"
+            )
+        raise TrafficdError(f"container {name} on {self.engine.url} has {place}, and is not ours: {remedy}")
+
+    async def _look_for_networks(self, made: Definition) -> None:
+        for name in words.networks_of(made):
+            if not await self.engine.has_network(name):
+                raise TrafficdError(
+                    f"{self.engine.url} has no network {name}, and the new container is to be in it: make it "
+                    f"(docker network create {name}), or mend docker.networks"
+                )
 
     async def _image(self, found: list[Found], name: str) -> Json:
         """The image of the version, here on the host. What ran here before is not pulled again: a way back must not
@@ -396,11 +425,14 @@ class Job:
 
     async def _named(self) -> str | None:
         """The name or id of the container to be taken over."""
-        wanted = self._section.take_over
-        if isinstance(wanted, str):
-            return wanted.replace("{upstream}", self.swap.upstream).replace("{service}", self.swap.service)
+        if isinstance(self._section.take_over, str):
+            return self._taken_over_by_name()
         entry = survey.publishing(await self.engine.listing(), self.swap.previous_dial)
         return None if entry is None else str(entry["Id"])
+
+    def _taken_over_by_name(self) -> str:
+        name = str(self._section.take_over)
+        return name.replace("{upstream}", self.swap.upstream).replace("{service}", self.swap.service)
 
     async def _base(self, found: list[Found]) -> Base | None:
         """What runs now, or ran last, where the new one gets its turn."""

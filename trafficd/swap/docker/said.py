@@ -36,6 +36,8 @@ def is_up(inspect: Json, restarts: int) -> bool:
 def _state(inspect: Json) -> str:
     state, restarts = inspect["State"], inspect.get("RestartCount", 0)
     again = f" and was restarted {restarts} times" if restarts else ""
+    if state.get("Paused"):
+        return f"is paused (docker unpause){again}"
     if state.get("Running") and not state.get("Restarting"):
         return f"runs{again}"
     if state.get("OOMKilled"):

@@ -180,6 +180,8 @@ def publishing(listing: Iterable[Mapping[str, Any]], dial: str) -> Mapping[str, 
     host = host.strip("[]")
     for entry in listing:
         for one in entry.get("Ports") or []:
+            if one.get("Type", "tcp") != "tcp":
+                continue
             if str(one.get("PublicPort")) == port and one.get("IP", "") in ("", "0.0.0.0", "::", host):
                 return entry
     return None
