@@ -202,6 +202,7 @@ class Engine:
         return World(
             health=self.monitor.health(),
             down_since=self.monitor.down_since(),
+            unreachable=self.monitor.unreachable(),
             shares=self.parts.pool.shares(),
             warmth=self._warming.warmth(time.time(), self._candidates()),
             slots=self.parts.slots,

@@ -70,6 +70,10 @@ class HealthMonitor:
         """Since when (s since the epoch) those are down that are."""
         return {name: at for name, at in self._down.items() if self.pulse(name).health is Health.DOWN}
 
+    def unreachable(self) -> frozenset[str]:
+        """Those of them that nobody can connect to."""
+        return frozenset(name for name, pulse in self._pulses.items() if pulse.unreachable)
+
     def pulse(self, name: str) -> Pulse:
         return self._pulses.get(name, Pulse())
 

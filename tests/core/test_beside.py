@@ -495,10 +495,12 @@ def test_what_runs_beside_an_upstream_is_kept_where_its_description_changes() ->
 # -- shares --------------------------------------------------------------------------------------------
 
 
-def world_of(service: Service, down: set[str], slots: int, shares: dict[str, int]) -> World:
+def world_of(
+    service: Service, down: set[str], slots: int, shares: dict[str, int], unreachable: frozenset[str] = frozenset()
+) -> World:
     keys = [u.id for u in service.upstreams.values()] + [one.key(u.id) for u, one in service.besides()]
     health = {key: Health.DOWN if key in down else Health.UP for key in keys}
-    return World(health=health, shares=shares, slots=slots)
+    return World(health=health, shares=shares, slots=slots, unreachable=unreachable)
 
 
 @settings(max_examples=150)
@@ -518,13 +520,18 @@ def test_a_share_is_never_more_than_its_percentage(data: st.DataObject) -> None:
     before: dict[str, int] = {}
     for _ in range(3):
         down = data.draw(st.sets(st.sampled_from(keys), max_size=len(keys)))
-        weights = route(service, world_of(service, down, slots, before)).weights
+        gone = frozenset(data.draw(st.sets(st.sampled_from(sorted(down))))) if down else frozenset()
+        weights = route(service, world_of(service, down, slots, before, gone)).weights
         total = sum(weights.values())
         stable_left = any(weights.get(f"{n}:1") for n in names)
         for version, percent in percents.items():
             got = sum(weights.get(f"{n}:{version}", 0) for n in names)
             alive = any(f"{n}/{n}:{version}" not in down for n in names)
             assert total == slots or not got
+            if gone.issuperset(names):
+                assert not got, "or it would get what is tried again elsewhere"
+            if got and any(f"{n}:1" in weights for n in names):
+                assert not any(f"{n}:1" in weights for n in gone), "nor does any slot lead to nobody"
             assert got <= percent * slots / 100 + 1e-6
             if stable_left:
                 assert got == (int(percent * slots / 100 + 1e-6) if alive else 0), "and no slot less than that"

@@ -17,6 +17,7 @@ from tests.system.load import load
 from tests.system.test_faults import kill
 from tests.system.test_full_disk import run
 from trafficd.client import Json, RefusedError
+from trafficd.demo import replace
 from trafficd.demo.stage import Stage
 
 
@@ -183,5 +184,15 @@ async def test_with_nobody_of_the_stable_version_left_the_canary_is_not_flooded(
             await asyncio.sleep(1)
             assert instance.seen == before
             await call(stage, "POST", "/v1/services/web/upstreams/b/ready")
+        assert not result.troubles()
+        assert instance.seen > before
+        # Nor where nobody can connect to it: what is refused is tried at another slot until one answers.
+        replace.stop(stage.app_directory / f"{stage.ports[1]}.pid", grace=0.0)
+        await until(stage, lambda view: view["panic"] is not None)
+        before = instance.seen
+        async with load(stage.url) as result:
+            await asyncio.sleep(1)
+            assert instance.seen == before
+            stage.processes.append(replace.start(stage.app_directory, stage.dial(1), "v1"))
         assert not result.troubles()
         assert instance.seen > before

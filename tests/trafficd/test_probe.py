@@ -15,6 +15,7 @@ from socket import SO_LINGER, SOL_SOCKET
 import pytest
 
 from tests.tls import server_context
+from trafficd.core.health import Unreachable
 from trafficd.health.probe import Check, HttpProbe
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
@@ -76,7 +77,7 @@ async def probed(answer: Answer, check: Check | None = None) -> str | None:
     """What the probe says, without the address in front."""
     async with serving(answer) as server:
         said = await HttpProbe(check or Check(timeout=2.0))(server.dial)
-    return None if said is None else said.replace(server.dial, "")
+    return None if said is None else type(said)(said.replace(server.dial, ""))
 
 
 async def test_200_is_healthy() -> None:
@@ -164,6 +165,7 @@ async def test_the_whole_answer_must_come_in_time(answer: Answer) -> None:
     begun = time.monotonic()
     said = await probed(answer, Check(timeout=0.2))
     assert said == "no answer from /healthz within 0.2 s"
+    assert not isinstance(said, Unreachable), "it could be connected to"
     assert time.monotonic() - begun < 1.5
 
 
@@ -209,7 +211,9 @@ async def test_an_endless_head_is_refused() -> None:
 async def test_nothing_listens() -> None:
     async with serving(saying(OK)) as server:
         dial = server.dial
-    assert await HttpProbe(Check())(dial) == f"{dial}/healthz: cannot connect: refused, nothing listens there"
+    said = await HttpProbe(Check())(dial)
+    assert said == f"{dial}/healthz: cannot connect: refused, nothing listens there"
+    assert isinstance(said, Unreachable)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,12 @@ from dataclasses import dataclass, replace
 from trafficd.core.model import Health
 
 
+class Unreachable(str):
+    """Why a probe failed, where there was nothing to connect to: then no request reaches it, either."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Pulse:
     """The probes of one address, folded."""
@@ -17,6 +23,11 @@ class Pulse:
     health: Health = Health.UNKNOWN
     streak: int = 0  # successes in a row (positive) or failures in a row (negative)
     reason: str = ""
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether it is down, and there is nothing to connect to."""
+        return self.health is Health.DOWN and isinstance(self.reason, Unreachable)
 
     def probe(self, failure: str | None, *, rise: int, fall: int) -> Pulse:
         """The pulse after one more probe; `failure` None means a good one."""

@@ -9,7 +9,8 @@ Rules, in order:
    threshold). An ejected one (`outliers`) counts as not up, unless no other is.
 4. Versions beside the stable one have their own shares, of whole slots, rounded down: never more, whatever happens to
    the stable ones. While a rollout moves a share, the others have no more than what it leaves. Where no stable one is
-   left, requests wait at the proxy: it looks for a slot until it has found one, so whoever had one would get them all.
+   left, or nobody can connect to any, requests wait at the proxy: it looks for a slot until it has found one that it
+   can connect to, so whoever had one would get them all.
 5. When there is no candidate at all, whoever serves now keeps serving: old news beats no answer.
 """
 
@@ -25,8 +26,8 @@ from trafficd.core.place import address
 _HAND = ""  # the group of versions whose share was set by hand, for all of them together
 _EPSILON = 1e-6  # of a slot: what a percentage may lose by being no binary fraction
 _UNSHARED = (
-    "no instance of the stable version is up, and those beside it get no more than their share, so requests "
-    "wait at the proxy: make one ready, or give another version 100 %"
+    "no instance of the stable version can be reached, and those beside it get no more than their share, so requests "
+    "wait at the proxy: bring one back, or give another version 100 %"
 )
 PREVIEW = "preview"  # the pin that leads to what a rollout is about to give a share
 
@@ -60,11 +61,12 @@ def route(service: Service, world: World) -> Routing:
     pins = _pins(service, world)
     # Where nobody of the stable version is left, the others go on as before, but where they have a share of their own.
     chosen, panic = _alive(regular, regular if groups else serving, world)
-    stable = _dials(chosen)
-    if groups and not stable and sum(group.percent for group in groups) < 100 - _EPSILON:
-        return Routing({}, panic or _UNSHARED, pins)
     if groups:
+        stable = _dials([u for u in chosen if u.id not in world.unreachable])
+        if not stable and sum(group.percent for group in groups) < 100 - _EPSILON:
+            return Routing({}, _UNSHARED, pins)
         return Routing(_apportioned(groups, stable, world), panic, pins)
+    stable = _dials(chosen)
     return Routing(
         {dial: world.warmth.get(dial, FULL) for dial in stable} if world.warmth else _equal(stable), panic, pins
     )

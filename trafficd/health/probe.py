@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from loadtest.response import BadResponseError, ResponseReader
+from trafficd.core.health import Unreachable
 
 _BODY_LIMIT = 65_536  # a health answer is small; an endless one must not hold the probe
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -55,12 +56,20 @@ class HttpProbe:
         check = self._check
         place = f"{dial}{check.path}"
         try:
+            exchange = _Exchange(self._request(dial))
+        except ValueError as error:
+            return f"{place}: {error}"
+        try:
             async with asyncio.timeout(check.timeout):
-                status = await self._ask(dial)
+                status = await self._ask(dial, exchange)
         except TimeoutError:
-            return f"no answer from {place} within {check.timeout:g} s"
-        except (OSError, BadResponseError, UnicodeError, ValueError) as error:
+            why = f"no answer from {place} within {check.timeout:g} s"
+            return why if exchange.connected else Unreachable(why)
+        except (ssl.SSLError, BadResponseError, UnicodeError, ValueError) as error:
             return f"{place}: {_explain(error)}"
+        except OSError as error:
+            why = f"{place}: {_explain(error)}"
+            return why if exchange.connected else Unreachable(why)
         if status not in check.status:
             wanted = ", ".join(str(code) for code in sorted(check.status))
             return f"{place} answered {status}, not {wanted}"
@@ -69,12 +78,11 @@ class HttpProbe:
     async def aclose(self) -> None:
         """Nothing is kept open between probes."""
 
-    async def _ask(self, dial: str) -> int:
+    async def _ask(self, dial: str, exchange: _Exchange) -> int:
         """The status of one exchange, read to its end. Raises OSError, BadResponseError, ValueError."""
         host, _, port = dial.rpartition(":")
         host = host.strip("[]")
         name = (self._check.server_name or host) if self._tls else None
-        exchange = _Exchange(self._request(dial))
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_connection(
             lambda: exchange, host, int(port), ssl=self._tls, server_hostname=name
@@ -104,10 +112,12 @@ class _Exchange(asyncio.Protocol):
 
     def __init__(self, request: bytes) -> None:
         self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.connected = False
         self._request = request
         self._reader = ResponseReader()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.connected = True
         self._reader.expect()
         cast(asyncio.Transport, transport).write(self._request)  # uvloop's transports are not of that class
 

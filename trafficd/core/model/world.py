@@ -23,11 +23,13 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class World:
-    """What was observed: health per upstream id (and `Beside.key`), the shares the proxy has now (slots per address),
-    how far the slow start of an address is (1 to `FULL`; not named: it is over), and what the judge says."""
+    """What was observed: health per upstream id (and `Beside.key`), which of those that are down nobody can connect to,
+    the shares the proxy has now (slots per address), how far the slow start of an address is (1 to `FULL`; not named:
+    it is over), and what the judge says."""
 
     health: Mapping[str, Health] = field(default_factory=dict)
     down_since: Mapping[str, float] = field(default_factory=dict)  # s since the epoch, of what is down
+    unreachable: frozenset[str] = frozenset()
     shares: Mapping[str, int] = field(default_factory=dict)
     warmth: Mapping[str, int] = field(default_factory=dict)
     slots: int = 100
