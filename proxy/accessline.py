@@ -98,11 +98,11 @@ class Decoder:
         if "upstream" not in entry:  # added when the handlers are done, and they were not
             cut = self._cut(client, request["remote_port"], path)
         return Answer(
-            entry["ts"],
+            float(entry["ts"]),
             service,
             _canonical(answered or upstream or NOBODY),
-            entry.get("answered_status") or entry["status"],
-            duration,
+            int(entry.get("answered_status") or entry["status"]),
+            float(duration),
             None if latency is None else latency / 1000,
             cut,
             entry.get("retries"),

@@ -57,6 +57,8 @@ def main() -> None:
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 def run(path: str | None, log_level: str) -> None:
     """Run the daemon. SIGTERM ends it, SIGINT a Caddy of our own with it; SIGHUP takes up a changed configuration."""
+    # One that comes from now on waits until the daemon can hear it, and does not end it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpcore", "asyncio", "asyncssh"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -377,6 +377,7 @@ def test_the_stable_arm_against_itself(tmp_path: Path) -> None:
         (["/no/such", "--canary", NEW], "cannot be read"),
         (["EMPTY", "--canary", NEW], "is it the file that caddy.access_log names"),
         (["LOG", "--canary", NEW, "--alpha", "0"], "--alpha"),
+        (["LOG", "--canary", NEW, "--alpha", "5e-324"], "--alpha"),
         (["LOG", "--canary", NEW, "--error", "200"], "--error: '200' is no kind of error"),
         (["LOG", "--canary", NEW, "--answer-within", "soon"], "--answer-within"),
     ],

@@ -149,7 +149,6 @@ def test_load_counts_where_it_is_judged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "content", "why"),
     [
-        ({"route": "import"}, lines(every(1, 60)), "are not judged"),
         ({"control": "admin"}, lines(every(1, 60)), "are not judged"),
         ({}, b"", "not known: no request stands"),
         ({}, lines(every(1, 60), service="shop"), "the log has no request of it in the last 60 s"),

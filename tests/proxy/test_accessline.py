@@ -113,7 +113,18 @@ def test_warnings_whose_answers_never_come_do_not_pile_up() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"garbage", b"[]", b"1", b'{"service":"web"}', line()[:-20], line(service=None, request=None)[5:], b"\xff"],
+    [
+        b"",
+        b"garbage",
+        b"[]",
+        b"1",
+        b'{"service":"web"}',
+        line(ts="noon"),
+        line(status="ok"),
+        line()[:-20],
+        line(service=None, request=None)[5:],
+        b"\xff",
+    ],
 )
 def test_what_is_no_line_of_ours_is_bad(text: bytes) -> None:
     with pytest.raises(BadLineError, match="not a line of our access log"):

@@ -126,7 +126,7 @@ def test_one_name_for_two_and_all_faults_at_once(loaded: Load) -> None:
 @pytest.mark.parametrize(
     ("keys", "place", "why"),
     [
-        ("alpha = 0", ".alpha", "greater than 0"),
+        ("alpha = 0", ".alpha", "greater than or equal to"),
         ("alpha = 1", ".alpha", "less than 1"),
         ("tolerance = 0.5", ".tolerance", "greater than or equal to 1"),
         ('eject_for = "soon"', ".eject_for", "is not a duration"),

@@ -201,6 +201,7 @@ async def test_what_cannot_be_is_refused_with_a_remedy(
         ({"strategy": "canary", "steps": [{"percent": 5, "minimum": 3}]}, "no such key"),
         ({"strategy": "canary", "steps": "5, x"}, "is no list of steps"),
         ({"strategy": "canary", "steps": "5:door"}, "is no list of steps"),
+        ({"strategy": "canary", "steps": [True]}, "True is no step; write a percentage"),
         ({"strategy": "canary", "steps": list(range(1, 200))}, "steps"),
         ({"strategy": "canary", "on_inconclusive": "guess"}, "on_inconclusive"),
         ({"strategy": "blue_green", "steps": [50]}, "flips at once"),

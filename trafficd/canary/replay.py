@@ -15,6 +15,8 @@ from trafficd.errors import ConfigError
 
 NOTHING = "only load and testers were answered there, no users: name their stratum with --stratum"
 
+_LONGEST = 1 << 16  # bytes of a line; ours are cut to less than 1,000
+
 
 class Past(NamedTuple):
     """The answers of a log, in its order; `bad`: lines that are none of ours."""
@@ -36,7 +38,7 @@ def load(path: Path, service: str | None = None) -> Past:
     decoder, answers, bad = Decoder(), [], 0
     try:
         with path.open("rb") as file:
-            for line in file:
+            for line in iter(lambda: file.readline(_LONGEST), b""):  # it may be any file
                 try:
                     answer = decoder.decode(line)
                 except BadLineError:

@@ -32,7 +32,7 @@ _SHARE = 0.05  # of the part that is taken for a canary, where there was none
 @click.option("--service", help="Only this service's requests.")
 @click.option(
     "--alpha",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=click.FloatRange(1e-9, 1, max_open=True),
     default=0.01,
     show_default=True,
     help="False FAILs among canaries that are no worse, at most.",

@@ -31,7 +31,7 @@ def _error_kind(text: str) -> str:
     return text
 
 
-Part = Annotated[float, Field(gt=0, lt=1)]
+Part = Annotated[float, Field(ge=1e-9, lt=1)]
 Stratum = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,40}$")]  # longer ones are cut in the log
 ErrorKind = Annotated[
     str, BeforeValidator(lambda value: str(value) if type(value) is int else value), AfterValidator(_error_kind)
@@ -57,10 +57,15 @@ def _parsed(value: object) -> object:
         except ValueError:
             raise ValueError(f'{text[:80]!r} is no list of steps; write "1, 5, 25:gate, 100"') from None
     if isinstance(value, list | tuple):
-        return [
-            {"percent": step} if isinstance(step, int | float) and not isinstance(step, bool) else step
-            for step in value
-        ]
+        return [_step(step) for step in value]
+    return value
+
+
+def _step(value: object) -> object:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"percent": value}
+    if not isinstance(value, dict | StepSection):
+        raise ValueError(f"{value!r} is no step; write a percentage, or {{percent = 5, gate = true}}")
     return value
 
 
