@@ -38,6 +38,7 @@ from trafficd.ports import Driver, Entry, Pool
 from trafficd.ssh.connections import Connections
 from trafficd.ssh.forward import Forwards
 from trafficd.ssh.host import parse_host
+from trafficd.store.identity import daemon_id
 from trafficd.store.sqlite import SqliteJournal
 from trafficd.swap.command import CommandDriver
 from trafficd.swap.docker.driver import DockerDriver
@@ -283,7 +284,13 @@ class Composer:
             return known.dial if known is not None else ""
 
         driver = DockerDriver(
-            docker, engines, engine_of, dial_of, routed=section.routed, reserved=ports_in(self.config)
+            docker,
+            engines,
+            daemon_id(self.config.daemon.state_dir),
+            engine_of,
+            dial_of,
+            routed=section.routed,
+            reserved=ports_in(self.config),
         )
         self._docker.append((driver, engines))
         return driver

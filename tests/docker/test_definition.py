@@ -26,7 +26,7 @@ def section(**settings: Any) -> DockerSection:
 
 
 def place(version: str = "v2", dial: str = "10.0.0.5:9000") -> Place:
-    return Place("web", "a", version, dial, "r1", "r1 5.0")
+    return Place("web", "a", version, dial, "r1", "r1 5.0", "d1")
 
 
 def running(**changes: Any) -> Base:
@@ -105,6 +105,7 @@ def test_declared_only() -> None:
     assert labels["team"] == "web"
     assert labels["trafficd.dial"] == "10.0.0.5:9000"
     assert labels["trafficd.intent"] == "r1 5.0"
+    assert labels["trafficd.daemon"] == "d1"
 
 
 def test_without_anything_declared_the_engine_restarts_it_but_not_what_was_stopped() -> None:
@@ -226,6 +227,16 @@ def test_what_is_declared_no_more_is_not_inherited() -> None:
     assert after["Labels"]["com.docker.compose.project"] == "shop"
 
 
+def test_what_another_daemon_declared_is_kept_as_any_strangers() -> None:
+    declared = made(section(environment={"A": "1"}, labels={"team": "x"}), at=place()._replace(daemon="d2")).body
+    told = {"Env": declared["Env"], "Labels": declared["Labels"]}
+    shown = running().inspect | {"Config": {**running().inspect["Config"], **told}}
+    theirs = Base(shown, IMAGE, "v2", "10.0.0.5:9000", ours=False)
+    after = made(section(take_over=True), theirs, place("v3")).body
+    assert after["Env"] == ["A=1"]
+    assert (after["Labels"]["team"], after["Labels"]["trafficd.daemon"]) == ("x", "d1")
+
+
 def test_the_way_back_leads_to_the_same_definition() -> None:
     """From v1, through v2, to v1 again: or the container of before could not be started again."""
     settings = section(take_over=True, environment={"A": "{version}"})
@@ -304,3 +315,4 @@ def test_names_can_be_read_and_are_an_engines() -> None:
     name = words.name_of(place("feature/x@sha256:1"))
     assert name.startswith("web-a-feature-x-sha256-1-")
     assert name != words.name_of(place("feature/x@sha256:1")._replace(intent="r2 1.0"))
+    assert name != words.name_of(place("feature/x@sha256:1")._replace(daemon="d2")), "two daemons on one Engine"

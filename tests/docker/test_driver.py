@@ -25,7 +25,7 @@ pytestmark = [needs_docker, pytest.mark.slow, pytest.mark.asyncio(loop_scope="mo
 class Shop:
     """One upstream on an Engine behind a counting socket, and its driver; `again` is the next daemon's."""
 
-    def __init__(self, dockerd: Dockerd, counting: Counting, **settings: Any) -> None:
+    def __init__(self, dockerd: Dockerd, counting: Counting, daemon: str = "d1", **settings: Any) -> None:
         given = {
             "engine": counting.url,
             "image": "shop/web:{version}",
@@ -35,7 +35,7 @@ class Shop:
             "stop_grace": 2,
         }
         self.section = DockerSection.model_validate(given | settings)
-        self.dockerd, self.counting = dockerd, counting
+        self.dockerd, self.counting, self.daemon = dockerd, counting, daemon
         self.dial, self.spare = (f"127.0.0.1:{port}" for port in free_ports(2))
         self.all_engines: list[Engines] = []
         self.again()
@@ -44,7 +44,12 @@ class Shop:
         self.engines = Engines()
         self.all_engines.append(self.engines)
         self.driver = DockerDriver(
-            self.section, self.engines, lambda upstream: self.section.engine, lambda upstream: self.dial, patience=5
+            self.section,
+            self.engines,
+            self.daemon,
+            lambda upstream: self.section.engine,
+            lambda upstream: self.dial,
+            patience=5,
         )
 
     def swap(self, version: str, previous: str | None, rollout: str = "r1", **changes: Any) -> Swap:
@@ -72,9 +77,11 @@ class Shop:
                 await asyncio.sleep(0.05)
 
     async def made(self) -> dict[str, str]:
-        """State by version of all containers."""
+        """State by version of all containers, but those of other daemons."""
         found = {}
         for one in await self.dockerd.containers():
+            if one["Labels"].get("trafficd.daemon", self.daemon) != self.daemon:
+                continue
             key = one["Labels"].get("trafficd.version", "foreign")
             assert key not in found, "two containers of one version"
             found[key] = one["State"]
@@ -128,6 +135,52 @@ async def test_only_the_newest_versions_are_kept_with_their_images(shop: Open) -
     assert not tags & {"shop/web:v1", "shop/web:v2"}
     for version in ("v1", "v2"):  # for the other tests
         await web.dockerd.image(f"shop/web:{version}", SERVES.replace("{version}", version), env=f"RELEASE={version}")
+
+
+async def test_two_daemons_on_one_engine_leave_each_others_containers_and_images_alone(shop: Open) -> None:
+    """Production and staging, with services of the same names; production deploys less often."""
+    settings = {"keep": 1, "pull": "never"}
+    production, staging = shop(**settings), shop(daemon="d2", **settings)
+    began = time.time()
+
+    async def deploy(web: Shop, version: str, before: str | None, rollout: str) -> None:
+        prepared = await web.run(web.swap(version, before, rollout, action="prepare", dial=None, previous_dial=""))
+        assert prepared.ok, prepared
+        outcome = await web.run(web.swap(version, before, rollout, since=began, timeout=600.0))
+        assert outcome.ok, outcome
+        await web.until_answers(web.dial, version)
+
+    await deploy(production, "v1", None, "r1")
+    await deploy(staging, "v1", None, "r1")  # of the very same step, too
+    await deploy(production, "v2", "v1", "r2")
+    await deploy(staging, "v2", "v1", "r2")
+    await deploy(staging, "v3", "v2", "r3")
+    await deploy(staging, "v4", "v3", "r4")
+    assert await staging.made() == {"v3": "exited", "v4": "running"}
+    assert await production.made() == {"v1": "exited", "v2": "running"}
+    await deploy(production, "v1", "v2", "r3")
+    await deploy(staging, "v3", "v4", "r5")
+    await production.until_answers(production.dial, "v1")
+    assert await production.made() == {"v1": "running", "v2": "exited"}
+    assert await staging.made() == {"v3": "running", "v4": "exited"}
+
+
+async def test_what_another_daemon_has_at_the_address_is_replaced_only_when_asked_for(shop: Open) -> None:
+    theirs = shop()
+    assert (await theirs.run(theirs.swap("v1", None))).ok
+    for asked in (False, True):
+        web = shop(daemon="d2", take_over=asked)
+        web.dial = theirs.dial
+        prepared = await web.run(web.swap("v2", "v1", action="prepare", dial=None, previous_dial=""))
+        assert prepared.ok is asked
+        assert ("belongs to another trafficd (its id d1)" in prepared.reason) is not asked
+        assert await web.driver.explain("web", "a", web.dial) is None
+    assert (await web.run(web.swap("v2", "v1"))).ok
+    await web.until_answers(web.dial, "v2")
+    assert (await theirs.made(), await web.made()) == ({"v1": "exited"}, {"v2": "running"})
+    assert (await web.run(web.swap("v1", "v2"))).ok
+    await web.until_answers(web.dial, "v1")
+    assert (await theirs.made(), await web.made()) == ({"v1": "running"}, {})
 
 
 async def test_beside_on_a_free_port_and_retired(shop: Open) -> None:

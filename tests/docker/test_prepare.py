@@ -62,7 +62,7 @@ class World:
 async def refusal(world: World, **settings: Any) -> str:
     """Why `prepare` refuses; empty where it does not."""
     given = {"image": "shop/web:{version}", "port": 80, "pull": "missing"} | settings
-    setting = Setting(DockerSection.model_validate(given), Engines(), routed=True, reserved=frozenset())
+    setting = Setting(DockerSection.model_validate(given), Engines(), "d1", routed=True, reserved=frozenset())
     swap = Swap("prepare", "web", "a", "v2", "v1", "", DIAL, "r1", 60.0, time.time())
     try:
         await Job(setting, swap, cast(Engine, world)).prepare()
@@ -101,3 +101,12 @@ async def test_one_to_be_taken_over_that_did_not_start_is_no_stranger() -> None:
     world.add("web-1")
     world.containers["web-1"]["State"] = "created"
     assert await refusal(world, take_over=True) == ""
+
+
+async def test_what_another_daemon_has_at_the_address_is_named_as_its_own() -> None:
+    world = World()
+    world.add("web-1", service="web", upstream="a", version="v1", dial=DIAL, daemon="d2")
+    assert "belongs to another trafficd (its id d2): set docker.take_over = true" in await refusal(world)
+    assert await refusal(world, take_over=True) == ""
+    world.add("web-1", service="web", upstream="a", version="v1", dial=DIAL, daemon="d1")
+    assert await refusal(world) == ""

@@ -31,6 +31,22 @@ def test_an_entry_of_the_engines_list() -> None:
     assert (bare.version, bare.dial, bare.ours, bare.running) == (None, "", False, False)
 
 
+def test_what_another_daemon_made_is_not_ours_and_what_nobody_signed_is() -> None:
+    listing = [
+        {"Id": id, "Labels": {"trafficd.service": "web"} | ({"trafficd.daemon": by} if by else {})}
+        for id, by in (("mine", "d1"), ("theirs", "d2"), ("old", ""))
+    ]
+    assert [found.id for found in survey.of_daemon(listing, "d1")] == ["mine", "old"]
+    assert survey.another_daemon({"trafficd.daemon": "d2"}, "d1") == "d2"
+    assert survey.another_daemon({}, "d1") is None
+
+
+def test_an_image_goes_only_with_its_last_container_of_anybodys() -> None:
+    removed = [one("a", "v1", 1), one("b", "v2", 2), one("f", "v3", 0, ours=False)]
+    stopped = {"Id": "x", "Image": "web:v1", "State": "exited", "Labels": {"trafficd.daemon": "d2"}}
+    assert survey.unused_images(removed, [stopped]) == {"web:v2"}
+
+
 def test_what_was_taken_over_is_remembered_by_what_took_its_place() -> None:
     new = one("n", "v2", 2, previous="old", previous_version="v1", previous_dial=HERE)
     assert survey.remembered([new]) == [survey.Foreign("old", "v1", HERE)]
@@ -86,3 +102,12 @@ def test_who_publishes_at_an_address() -> None:
     assert survey.publishing([elsewhere], HERE) is None
     udp = {"Id": "u", "Ports": [{"IP": "0.0.0.0", "PublicPort": 80, "Type": "udp"}]}
     assert survey.publishing([udp, entry], HERE) == entry, "another container's UDP at that number is none of ours"
+
+
+def test_who_has_an_address_on_the_hosts_network() -> None:
+    entry = {"Id": "x", "State": "running", "Ports": [], "Labels": {"trafficd.dial": HERE}}
+    assert survey.holder([entry], HERE) == entry
+    assert survey.holder([{**entry, "State": "exited"}], HERE) is None
+    assert survey.holder([entry], SPARE) is None
+    worker = {"Id": "w", "State": "running", "Labels": {"trafficd.dial": ""}}
+    assert survey.holder([worker], "") is None, "workers have none"

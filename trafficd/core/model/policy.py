@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trafficd.core.model.kinds import Inconclusive, Order, StepKind
@@ -45,7 +44,7 @@ class Policy:
     prepare_timeout: float = 600.0
     hook_timeout: float = 300.0
     prepares: bool = False  # the driver has something to do before the first upstream is touched
-    hosts: Mapping[str, str] = field(default_factory=dict)  # where it does it for an upstream, where not for all alike
+    hosts: dict[str, str] = field(default_factory=dict)  # where it does it for an upstream, where not for all alike
     retires: bool = False  # the driver stops the old instance in start_first
     external: bool = False  # the caller replaces the instance and then says ready
     hooks: tuple[StepKind, ...] = ()

@@ -20,6 +20,7 @@ from trafficd.config.docker import DockerSection
 Json = dict[str, Any]
 
 PREFIX = "trafficd."
+DAEMON = f"{PREFIX}daemon"
 SERVICE, UPSTREAM, VERSION = f"{PREFIX}service", f"{PREFIX}upstream", f"{PREFIX}version"
 DIAL, ROLLOUT, INTENT = f"{PREFIX}dial", f"{PREFIX}rollout", f"{PREFIX}intent"
 PREVIOUS, PREVIOUS_VERSION, PREVIOUS_DIAL = (
@@ -49,7 +50,8 @@ _NS = 1_000_000_000
 
 
 class Place(NamedTuple):
-    """What is to run where. `dial` is empty for a worker; `intent` names the step of the rollout."""
+    """What is to run where. `dial` is empty for a worker; `intent` names the step of the rollout; `daemon` is the id of
+    the daemon whose it is."""
 
     service: str
     upstream: str
@@ -57,6 +59,7 @@ class Place(NamedTuple):
     dial: str
     rollout: str
     intent: str
+    daemon: str
 
     @property
     def port(self) -> str:
@@ -64,12 +67,14 @@ class Place(NamedTuple):
 
 
 class Base(NamedTuple):
-    """The container before: what the Engine says of it, and of its image (None where that is gone)."""
+    """The container before: what the Engine says of it, and of its image (None where that is gone). `ours`: this
+    daemon made it."""
 
     inspect: Json
     image: Json | None
     version: str | None = None
     dial: str = ""
+    ours: bool = True
 
 
 class Definition(NamedTuple):
@@ -157,9 +162,10 @@ def _digest(body: Json, networks: Mapping[str, Json]) -> str:
 
 
 def name_of(place: Place) -> str:
-    """Its name: readable, and never another's, as the step is in it."""
+    """Its name: readable, and never another's, as the step and the daemon are in it."""
     version = "".join(c if c.isalnum() or c in "_.-" else "-" for c in place.version)[:60]
-    suffix = hashlib.sha256(f"{place.intent} {place.service} {place.upstream}".encode()).hexdigest()[:6]
+    step = f"{place.intent} {place.service} {place.upstream} {place.daemon}"
+    suffix = hashlib.sha256(step.encode()).hexdigest()[:6]
     return f"{place.service}-{place.upstream}-{version}-{suffix}"
 
 
@@ -198,6 +204,7 @@ def is_published_by_chance(base: Base) -> bool:
 
 def _own_labels(section: DockerSection, place: Place, digest: str, environment: Mapping[str, str]) -> dict[str, str]:
     return {
+        DAEMON: place.daemon,
         SERVICE: place.service,
         UPSTREAM: place.upstream,
         VERSION: place.version,
@@ -378,7 +385,9 @@ def _inherited(base: Base | None) -> Json:
 
 
 def _declared_for(base: Base) -> frozenset[str]:
-    """What was declared when it was made, where it is one of ours."""
+    """What was declared when it was made, where it is one of ours. What another daemon declared is what it has."""
+    if not base.ours:
+        return frozenset()
     return frozenset(json.loads((base.inspect["Config"].get("Labels") or {}).get(DECLARED, "[]")))
 
 

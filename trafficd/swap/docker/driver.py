@@ -32,6 +32,7 @@ _RETRY = 0.5
 class DockerDriver:
     """`trafficd.ports.Driver` for the containers of one service, and `Explains`.
 
+    `daemon` is this daemon's id: a container that bears another's is a stranger's.
     `engine_of` and `dial_of` say on which Engine an upstream is, and at which address now. `reserved`: ports that the
     driver must not choose. `patience`: seconds that an Engine may give no answer.
     """
@@ -40,6 +41,7 @@ class DockerDriver:
         self,
         section: DockerSection,
         engines: Engines,
+        daemon: str,
         engine_of: Callable[[str], str],
         dial_of: Callable[[str], str],
         *,
@@ -48,7 +50,7 @@ class DockerDriver:
         now: Callable[[], float] = time.time,
         patience: float = PATIENCE,
     ) -> None:
-        self._setting = Setting(section, engines, routed, frozenset(reserved))
+        self._setting = Setting(section, engines, daemon, routed, frozenset(reserved))
         self._engine_of = engine_of
         self._dial_of = dial_of
         self._now = now
@@ -101,7 +103,7 @@ class DockerDriver:
         try:
             async with asyncio.timeout(_EXPLAIN):
                 listing = await engine.listing(service=service, upstream=upstream)
-                one = survey.newest_at([survey.listed(entry) for entry in listing], dial)
+                one = survey.newest_at(survey.of_daemon(listing, self._setting.daemon), dial)
                 inspect = None if one is None else await engine.inspect(one.id)
                 return None if inspect is None else await said(engine, inspect)
         except (TrafficdError, TimeoutError) as error:

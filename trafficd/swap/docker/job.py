@@ -18,7 +18,7 @@ import errno
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,10 +58,12 @@ class MovedError(TrafficdError):
 
 @dataclass
 class Setting:
-    """What the actions of one service have in common. `digests`: what each rollout has pulled, on any host."""
+    """What the actions of one service have in common. `daemon`: this daemon's id. `digests`: what each rollout has
+    pulled, on any host."""
 
     section: DockerSection
     engines: Engines
+    daemon: str
     routed: bool
     reserved: frozenset[int]
     digests: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -102,7 +104,8 @@ class Job:
         base = await self._base(found)
         await self._look_at_the_place(found, base)
         name = words.image_of(self._section, swap.version, base)
-        made = await self._define(Place(swap.service, swap.upstream, swap.version, swap.previous_dial, "", ""), base)
+        place = Place(swap.service, swap.upstream, swap.version, swap.previous_dial, "", "", self._setting.daemon)
+        made = await self._define(place, base)
         await self._look_for_networks(made)
         image = await self._image(found, name)
         self._note(f"{name} on {self.engine.url}: {(image.get('RepoDigests') or [image['Id']])[0]}")
@@ -131,10 +134,11 @@ class Job:
     async def _look_for_a_stranger(self, found: list[Found]) -> None:
         """Somebody else's container at the address, where none of the upstream's runs."""
         place = self.swap.previous_dial
-        holder = survey.publishing(await self.engine.listing(), place)
+        holder = survey.holder(await self.engine.listing(), place)
         if holder is None or any(one.id == holder["Id"] for one in found):
             return
-        name = survey.listed(holder).name
+        name, other = survey.listed(holder).name, self._another_daemon(holder.get("Labels"))
+        whose = "is not ours" if other is None else f"belongs to another trafficd (its id {other})"
         remedy = "set docker.take_over = true to replace it, keeping what it has"
         if ours := survey.newest_at(found, place):
             remedy = (
@@ -145,7 +149,7 @@ class Job:
             remedy = (
                 f"docker.take_over names another, {self._taken_over_by_name()}. Mend the name, or rename the container"
             )
-        raise TrafficdError(f"container {name} on {self.engine.url} has {place}, and is not ours: {remedy}")
+        raise TrafficdError(f"container {name} on {self.engine.url} has {place}, and {whose}: {remedy}")
 
     async def _look_for_networks(self, made: Definition) -> None:
         for name in words.networks_of(made):
@@ -264,7 +268,8 @@ class Job:
 
     def _place(self, dial: str) -> Place:
         swap = self.swap
-        return Place(swap.service, swap.upstream, swap.version, dial, swap.rollout, self._intent)
+        daemon = self._setting.daemon
+        return Place(swap.service, swap.upstream, swap.version, dial, swap.rollout, self._intent, daemon)
 
     async def _define(self, place: Place, base: Base | None) -> Definition:
         section = self._section
@@ -330,11 +335,13 @@ class Job:
         return Outcome(ok=True, output=self.output())
 
     async def _prune(self) -> None:
-        """Remove what is too old, and its image where nothing else uses it."""
+        """Remove what is too old, and its image where no container of anybody's was made of it. The Engine itself keeps
+        the last name of an image that a container has, stopped or not."""
         old = survey.surplus(await self._survey(), self._section.keep)
         await self._remove(old)
-        for name in {one.reference for one in old if one.ours}:
-            await self.engine.remove_image(name)
+        if old:
+            for name in survey.unused_images(old, await self.engine.listing()):
+                await self.engine.remove_image(name)
 
     async def _remove(self, those: list[Found]) -> None:
         for one in those:
@@ -375,7 +382,7 @@ class Job:
                 return
 
     async def _undo(self) -> None:
-        found = [survey.listed(entry) for entry in await self._listing()]
+        found = await self._ours()
         new = survey.of_intent(found, self._intent)
         await self._stopped(self._stopping or (_in_place_of(new) if new is not None else None))
         if new is not None:
@@ -398,14 +405,17 @@ class Job:
 
     # -- looking ---------------------------------------------------------------------------------------
 
-    async def _listing(self) -> list[Json]:
-        found = await self.engine.listing(service=self.swap.service, upstream=self.swap.upstream)
+    async def _ours(self) -> list[Found]:
+        listing = await self.engine.listing(service=self.swap.service, upstream=self.swap.upstream)
         self.answered = True
-        return found
+        return survey.of_daemon(listing, self._setting.daemon)
+
+    def _another_daemon(self, labels: Mapping[str, str] | None) -> str | None:
+        return survey.another_daemon(labels or {}, self._setting.daemon)
 
     async def _survey(self) -> list[Found]:
         """The containers of the upstream: ours, those that ours remember, and the one to be taken over."""
-        found = [survey.listed(entry) for entry in await self._listing()]
+        found = await self._ours()
         for known in survey.remembered(found):
             inspect = await self.engine.inspect(known.id)
             found += [survey.foreign(inspect, known.version, known.dial)] if inspect is not None else []
@@ -419,7 +429,10 @@ class Job:
         if any(one.dial == swap.previous_dial for one in found):
             return []
         inspect = await self.engine.inspect(name) if (name := await self._named()) is not None else None
-        if inspect is None or words.SERVICE in (inspect["Config"].get("Labels") or {}):
+        if inspect is None:
+            return []
+        labels = inspect["Config"].get("Labels") or {}
+        if words.SERVICE in labels and self._another_daemon(labels) is None:
             return []
         return [survey.foreign(inspect, swap.previous_version, swap.previous_dial)]
 
@@ -427,7 +440,7 @@ class Job:
         """The name or id of the container to be taken over."""
         if isinstance(self._section.take_over, str):
             return self._taken_over_by_name()
-        entry = survey.publishing(await self.engine.listing(), self.swap.previous_dial)
+        entry = survey.holder(await self.engine.listing(), self.swap.previous_dial)
         return None if entry is None else str(entry["Id"])
 
     def _taken_over_by_name(self) -> str:
@@ -440,7 +453,7 @@ class Job:
         inspect = None if one is None else await self.engine.inspect(one.id)
         if one is None or inspect is None:
             return None
-        return Base(inspect, await self.engine.image(inspect["Image"]), one.version, one.dial)
+        return Base(inspect, await self.engine.image(inspect["Image"]), one.version, one.dial, one.ours)
 
 
 def _in_place_of(new: Found) -> str | None:

@@ -2,6 +2,8 @@
 
 They are known by their labels, so that whoever comes after a crash finds what was done. A container that was there
 before us and has been taken over has none of our labels; the one that took its place names it (`definition.PREVIOUS`).
+Other daemons may be on the Engine, with services of the same names: what bears another's id is a stranger's. What bears
+none was made by a trafficd that did not write ids yet, and counts as ours.
 """
 
 from __future__ import annotations
@@ -71,6 +73,17 @@ def listed(entry: Mapping[str, Any]) -> Found:
         dial=labels.get(words.DIAL, ""),
         labels=labels,
     )
+
+
+def another_daemon(labels: Mapping[str, str], daemon: str) -> str | None:
+    """The id of the daemon that made a container, where it is not `daemon`."""
+    made_by = labels.get(words.DAEMON, daemon)
+    return made_by if made_by != daemon else None
+
+
+def of_daemon(listing: Iterable[Mapping[str, Any]], daemon: str) -> list[Found]:
+    """Those of a list of one upstream's that this daemon made."""
+    return [one for one in map(listed, listing) if another_daemon(one.labels, daemon) is None]
 
 
 def foreign(inspect: Mapping[str, Any], version: str | None, dial: str) -> Found:
@@ -163,6 +176,12 @@ def surplus(found: Sequence[Found], keep: int) -> list[Found]:
     return too_old
 
 
+def unused_images(removed: Iterable[Found], listing: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The images, by name, of what was removed, but those that any container of the Engine was made of."""
+    used = {entry.get("Image") for entry in listing}
+    return {one.reference for one in removed if one.ours} - used
+
+
 def taken_ports(listing: Iterable[Mapping[str, Any]]) -> set[int]:
     """Ports that containers of an Engine have, or had and may have again."""
     taken = set()
@@ -185,3 +204,10 @@ def publishing(listing: Iterable[Mapping[str, Any]], dial: str) -> Mapping[str, 
             if str(one.get("PublicPort")) == port and one.get("IP", "") in ("", "0.0.0.0", "::", host):
                 return entry
     return None
+
+
+def holder(listing: Sequence[Mapping[str, Any]], dial: str) -> Mapping[str, Any] | None:
+    """The container that has an address of the host: it publishes there, or it is a trafficd's, on the host's network,
+    which shows no ports."""
+    labelled = (one for one in listing if dial and (one.get("Labels") or {}).get(words.DIAL) == dial)
+    return publishing(listing, dial) or next((one for one in labelled if listed(one).running), None)
