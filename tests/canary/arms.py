@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 P99 = 4.605  # of an exponential distribution, in means
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
 
@@ -31,13 +33,15 @@ class Instance:
     _chance: random.Random = field(init=False)
     _server: asyncio.Server | None = None
     _serving: set[asyncio.Task[None]] = field(default_factory=set)
+    _connections: set[_Connection] = field(default_factory=set)
     _stopped: bool = False
 
     def __post_init__(self) -> None:
         self._chance = random.Random(self.seed)
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Connection(self._connections, self._serve), "127.0.0.1", 0)
         self.dial = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
@@ -49,7 +53,10 @@ class Instance:
         for task in self._serving:
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
-        await asyncio.sleep(0)
+        while self._connections:
+            for connection in tuple(self._connections):
+                connection.abort()
+            await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -95,6 +102,27 @@ class Instance:
                 writer.write(ANSWER)
         await writer.drain()
         return True
+
+
+class _Connection(asyncio.StreamReaderProtocol):
+    """One that is known from the moment in which it is made, and not only when its task has begun, until it is gone."""
+
+    def __init__(self, known: set[_Connection], serve: Serve) -> None:
+        super().__init__(asyncio.StreamReader(), serve)
+        self._known = known
+        self._made: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._made = transport
+        self._known.add(self)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._known.discard(self)
+
+    def abort(self) -> None:
+        cast(asyncio.Transport, self._made).abort()
 
 
 @contextlib.asynccontextmanager

@@ -19,6 +19,7 @@ from proxy.server import CaddyServer
 from tests.canary.arms import users
 from tests.system.ask import call, service, until
 from tests.system.conftest import QUICK, Raise
+from tests.system.test_faults import kill
 from tests.system.test_strategies import begin, ended, judged, share
 from trafficd.client import Json
 from trafficd.demo import replace
@@ -158,7 +159,10 @@ async def test_an_abort_works_while_the_log_stalls_and_a_gate_waits(raise_stage:
         await at_gate(stage, rollout, 3)
         log = tmp_path / "access.log"
         await answered_by(stage, 100)
-        log.unlink()  # Caddy writes on into what has no name any more
+        log.unlink()  # Caddy writes on into what has no name any more, and a daemon that begins now cannot read it
+        kill(stage)
+        stage.start_daemon()
+        await stage.wait_socket()
         await until(stage, lambda view: "writes no access log" in str(view["trouble"]))
         await call(stage, "POST", f"/v1/rollouts/{rollout}/abort")
         assert set(await answered_by(stage, 500)) == {"v1"}
