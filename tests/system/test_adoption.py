@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,24 @@ PAGES = """
 """
 
 
+async def failed_canary(stage: Stage, canary: Instance, theirs: Path) -> tuple[Json, Counter[str], int]:
+    """A canary gets a share under load until the judge takes it away: the service then, what users were answered, and
+    how many lines the site's own log has more."""
+    await canary.start()
+    await call(stage, "POST", "/v1/services/web/upstreams", id="c", dial=canary.dial, version="v2")
+    await state_until(stage, lambda view: view["upstreams"][-1]["health"] == "up")
+    before = _lines(theirs)
+    async with users(stage.public) as answers:
+        await asyncio.sleep(2)
+        await call(stage, "PUT", "/v1/services/web/canary", percent=25)
+        view = await state_until(stage, lambda view: view["canary_percent"] == 0, 20)
+    return view, answers, _lines(theirs) - before
+
+
+def _lines(file: Path) -> int:
+    return len(file.read_bytes().splitlines())
+
+
 @pytest.mark.slow
 async def test_a_canary_behind_an_adopted_handler_is_judged_by_what_it_answered(tmp_path: Path) -> None:
     """Its users see a page with 200 in place of each 500."""
@@ -292,19 +311,12 @@ async def test_a_canary_behind_an_adopted_handler_is_judged_by_what_it_answered(
         await serve(stage)
         await until(lambda: taken_over(stage))
         etag = await caddy.etag()
-        await canary.start()
-        await call(stage, "POST", "/v1/services/web/upstreams", id="c", dial=canary.dial, version="v2")
-        await state_until(stage, lambda view: view["upstreams"][-1]["health"] == "up")
-        before = len(theirs.read_bytes().splitlines())
-        async with users(stage.public) as answers:
-            await asyncio.sleep(2)
-            await call(stage, "PUT", "/v1/services/web/canary", percent=25)
-            view = await state_until(stage, lambda view: view["canary_percent"] == 0, 20)
+        view, answers, lines = await failed_canary(stage, canary, theirs)
         assert view["analysis"]["verdict"] == "FAIL"
         assert view["analysis"]["why"].startswith("errors"), view["analysis"]
         assert canary.seen > 0
         assert set(answers) == {"200"}
-        assert answers["200"] <= len(theirs.read_bytes().splitlines()) - before <= answers["200"] + 10
+        assert answers["200"] <= lines <= answers["200"] + 10
         forecast = await call(stage, "GET", "/v1/services/web/forecast")
         assert forecast["traffic"]["rate"] > 0
         stage.stop_daemon()
@@ -346,17 +358,10 @@ async def test_a_canary_behind_an_imported_snippet_is_judged_once_the_snippet_ha
         assert "Write it again with `trafficd caddyfile web`" in view["trouble"][0]
         await bring()
         await until(lambda: taken_over(stage))
-        await canary.start()
-        await call(stage, "POST", "/v1/services/web/upstreams", id="c", dial=canary.dial, version="v2")
-        await state_until(stage, lambda view: view["upstreams"][-1]["health"] == "up")
-        before = len(theirs.read_bytes().splitlines())
-        async with users(stage.public) as answers:
-            await asyncio.sleep(2)
-            await call(stage, "PUT", "/v1/services/web/canary", percent=25)
-            view = await state_until(stage, lambda view: view["canary_percent"] == 0, 20)
+        view, answers, lines = await failed_canary(stage, canary, theirs)
         assert view["analysis"]["why"].startswith("errors"), view["analysis"]
         assert set(answers) == {"200", "500"}
-        assert sum(answers.values()) <= len(theirs.read_bytes().splitlines()) - before, "the site's own log goes on"
+        assert sum(answers.values()) <= lines, "the site's own log goes on"
     finally:
         await asyncio.to_thread(caddy.end)
         await canary.stop()

@@ -7,11 +7,10 @@ then whoever was kept waiting for longer met a time-out, patient or not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from proxy.accessline import Answer
-from trafficd.config.canary import DEFAULT_ERRORS, TRUNCATED, CanarySection
+from trafficd.config.canary import TRUNCATED, CanarySection
 
 
 @dataclass(frozen=True)
@@ -31,21 +30,16 @@ class Errors:
     @classmethod
     def of(cls, section: CanarySection) -> Errors:
         """What a service takes for errors."""
-        return errors(section.errors, section.answer_within)
+        statuses: set[int] = set()
+        for kind in section.errors:
+            if kind.endswith("xx"):
+                statuses |= set(range(100 * int(kind[0]), 100 * int(kind[0]) + 100))
+            elif kind != TRUNCATED:
+                statuses.add(int(kind))
+        return cls(frozenset(statuses), TRUNCATED in section.errors, section.answer_within)
 
 
-def errors(kinds: Iterable[str], within: float | None = None) -> Errors:
-    """Of "503", "5xx" and "truncated"."""
-    statuses: set[int] = set()
-    for kind in kinds:
-        if kind.endswith("xx"):
-            statuses |= set(range(100 * int(kind[0]), 100 * int(kind[0]) + 100))
-        elif kind != TRUNCATED:
-            statuses.add(int(kind))
-    return Errors(frozenset(statuses), TRUNCATED in kinds, within)
-
-
-STANDARD = errors(DEFAULT_ERRORS)
+STANDARD = Errors.of(CanarySection())
 
 
 def _waited(answer: Answer) -> float:
